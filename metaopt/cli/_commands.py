@@ -1,0 +1,172 @@
+"""The commands. Each builds everything first, so that bad settings are refused at once."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from metaopt import eval, train
+from metaopt.cli import _problem as problem_of
+from metaopt.cli._display import Display
+from metaopt.cli._settings import PRESETS, RunSettings, from_dict, to_dict
+
+
+class Interrupted(Exception):
+    """A signal stopped the run; everything is saved."""
+
+
+def train_run(settings: RunSettings, out: pathlib.Path, *, tensorboard: bool, evaluate: bool):
+    """Meta-trains, or goes on with a run of the same settings, then compares with baselines."""
+    run = _build(settings)
+    train.open_folder(out, to_dict(settings))
+    key_theta, key_run = jax.random.split(jax.random.key(settings.seed))
+    theta = run["optimizer"].init(key_theta)
+    with Display(settings.outer.steps) as display:
+        result = train.meta_train(
+            run["estimators"],
+            theta,
+            run["data"],
+            key_run,
+            outer_opt=run["outer"],
+            num_steps=settings.outer.steps,
+            probes=run["probes"],
+            probe_every=settings.eval.probe_every,
+            directory=out,
+            settings=to_dict(settings),
+            checkpoint_every=settings.checkpoint_every,
+            tensorboard=tensorboard,
+            on_report=display.report,
+        )
+    if result.interrupted:
+        raise Interrupted(
+            f"stopped at step {int(result.state.step)} of {settings.outer.steps}, all saved; "
+            f"go on with: metaopt resume {out}"
+        )
+    if result.steps_per_second:  # A finished run keeps its own summary.
+        _summarise(out, result)
+    if evaluate:
+        eval_run(out)
+
+
+def _summarise(out: pathlib.Path, result: train.TrainResult) -> None:
+    compiled = result.compiled
+    summary = {
+        "steps_per_second": result.steps_per_second,
+        "compile_seconds": compiled.seconds,
+        "temp_bytes": compiled.temp_bytes,
+        "state_bytes": compiled.state_bytes,
+        "best_probe": float(result.state.best_score),
+    }
+    train.write_json(out / "summary.json", summary)
+
+
+def resume_run(out: pathlib.Path, *, tensorboard: bool, evaluate: bool) -> None:
+    """Goes on with a run from its last checkpoint."""
+    train_run(read_settings(out), out, tensorboard=tensorboard, evaluate=evaluate)
+
+
+def eval_run(run: pathlib.Path, *, seed: int = 1, out: pathlib.Path | None = None) -> None:
+    """Compares a run's best theta with its initial one and with tuned baselines."""
+    from rich.console import Console
+
+    settings = read_settings(run)
+    optimizer = problem_of.make_optimizer(settings)
+    problems = problem_of.held_out_problems(settings)
+    grid = problem_of.make_grid(settings.eval)
+    initial = optimizer.init(jax.random.split(jax.random.key(settings.seed))[0])
+    trained = train.load_theta(run / "theta.npz", initial)
+    folder, console = run / "eval" if out is None else out, Console()
+    folder.mkdir(parents=True, exist_ok=True)
+    for problem in problems:
+        contenders = [
+            *eval.baselines(problem.horizon),
+            problem_of.make_contender(settings, initial, "untrained", problem.horizon)._replace(
+                learning_rate=settings.optimizer.learning_rate
+            ),
+            problem_of.make_contender(
+                settings, trained, f"learned {settings.optimizer.name}", problem.horizon
+            ),
+        ]
+        comparison = eval.compare(
+            contenders,
+            problem.family,
+            problem_of.evaluation_data(problem),
+            jax.random.key(seed),
+            num_steps=problem.horizon,
+            grid=grid,
+            num_tuning_seeds=settings.eval.tuning_seeds,
+            num_seeds=settings.eval.seeds,
+            reference="adam",
+        )
+        name = problem.name.replace("/", "-").replace(", ", "-")
+        train.write_json(folder / f"{name}.json", eval.to_json(comparison))
+        eval.figure(comparison, folder / name, title=problem.name)
+        table = eval.table(comparison)
+        table.title = f"{problem.name}, {problem.horizon} inner steps"
+        console.print(table)
+    console.print(f"run: {run}\ntheta: {run / 'theta.npz'}\nresults and figures: {folder}")
+
+
+def list_names() -> None:
+    """Prints every name that settings accept."""
+    from rich.console import Console
+
+    console = Console()
+    groups: dict[str, Any] = {
+        "presets": {name: text for name, (_, text) in PRESETS.items()},
+        "tasks (--task.names)": problem_of.task_names(),
+        "augmentations (--task.augment)": problem_of.AUGMENTATIONS,
+        "optimizers (--optimizer.name)": problem_of.OPTIMIZERS,
+        "estimators (--estimator.name)": problem_of.ESTIMATORS,
+        "held-out problems (--eval.held-out)": problem_of.HELD_OUT,
+    }
+    for title, names in groups.items():
+        console.print(f"[bold]{title}[/bold]")
+        for name in names:
+            text = names[name] if isinstance(names, dict) else ""
+            console.print(f"  {name}" + (f"  {text}" if isinstance(text, str) and text else ""))
+
+
+def read_settings(out: pathlib.Path) -> RunSettings:
+    """The settings of the run in a folder.
+
+    Raises:
+        ValueError: if there is no run, or its settings are of another version.
+    """
+    file = out / "settings.json"
+    if not file.exists():
+        raise ValueError(f"{out} holds no run (no settings.json); start one with metaopt train.")
+    return from_dict(json.loads(file.read_text())["settings"])
+
+
+def _build(settings: RunSettings) -> dict[str, Any]:
+    """Everything `meta_train` needs; every bad setting is refused here."""
+    if not settings.task.names:
+        raise ValueError("task.names is empty; give at least one, such as digits/mlp.")
+    counts = {
+        "checkpoint_every": settings.checkpoint_every,
+        **{
+            f"eval.{name}": getattr(settings.eval, name)
+            for name in ("probe_every", "probe_tasks", "horizon", "tuning_seeds", "seeds")
+        },
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")
+    optimizer = problem_of.make_optimizer(settings)
+    problems = [
+        problem_of.make_problem(name, settings.task, settings.eval.horizon)
+        for name in settings.task.names
+    ]
+    problem_of.held_out_problems(settings)
+    problem_of.make_grid(settings.eval)
+    return {
+        "optimizer": optimizer,
+        "outer": problem_of.make_outer(settings),
+        "probes": problem_of.make_probes(settings, optimizer),
+        "data": {p.name: problem_of.training_data(p, settings.task) for p in problems},
+        "estimators": {
+            p.name: problem_of.make_estimator(settings, p.family, optimizer) for p in problems
+        },
+    }

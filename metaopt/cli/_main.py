@@ -1,0 +1,165 @@
+"""The command line: `metaopt train | resume | eval | list | doctor`."""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated
+
+from metaopt import doctor
+
+COMMANDS = {
+    "train": "meta-train a learned optimizer, then compare it with tuned baselines",
+    "resume": "go on with a run that was stopped",
+    "eval": "compare a run with tuned baselines",
+    "list": "names of tasks, optimizers, estimators and presets",
+    "doctor": "check versions, devices and numerics of this machine",
+}
+_USAGE = "usage: metaopt COMMAND [--help]\n\n" + "\n".join(
+    f"  {name:8}{text}" for name, text in COMMANDS.items()
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: the words after `metaopt`; those of the process by default.
+
+    Returns:
+        The exit status: 0; 2 for bad settings, told in one line; 130 for a run that a signal
+        stopped after saving.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    command, rest = words[0], words[1:]
+    doctor.guard_cpu()
+    doctor.enable_compilation_cache()
+    from metaopt.cli._commands import Interrupted
+    from metaopt.cli._settings import known
+
+    try:
+        known("command", command, COMMANDS)
+        return {
+            "train": _train,
+            "resume": _resume,
+            "eval": _eval,
+            "list": _list,
+            "doctor": _doctor,
+        }[command](rest)
+    except Interrupted as stop:
+        print(stop)
+        return 130
+    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+        print(f"metaopt {command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(words: list[str]) -> int:
+    import tyro
+
+    from metaopt.cli._commands import train_run
+    from metaopt.cli._settings import RunSettings, preset
+
+    name, words = _take_preset(words)
+
+    @dataclasses.dataclass(frozen=True)
+    class Train(RunSettings):
+        """Meta-train a learned optimizer, then compare it with tuned baselines.
+
+        Start from a preset (`--preset quick`, the default, or `--preset digits`) and change any
+        of the settings below. A run is identified by its settings: the same command on the same
+        folder goes on where the run was stopped, other settings are refused.
+        """
+
+        out: pathlib.Path = pathlib.Path("runs") / name
+        """The run's folder: settings, metrics, checkpoints, theta, evaluation."""
+        tensorboard: bool = False
+        """Write TensorBoard events too (needs the extra `tensorboard`)."""
+        evaluate: bool = True
+        """Compare with tuned baselines at the end."""
+
+    default = Train(**vars(preset(name)))
+    command = tyro.cli(Train, default=default, args=words, prog="metaopt train [--preset NAME]")
+    fields = [field.name for field in dataclasses.fields(RunSettings)]
+    settings = RunSettings(**{field: getattr(command, field) for field in fields})
+    train_run(settings, command.out, tensorboard=command.tensorboard, evaluate=command.evaluate)
+    return 0
+
+
+def _take_preset(words: list[str]) -> tuple[str, list[str]]:
+    """The preset's name and the other words; it decides on the defaults that the rest override."""
+    for index, word in enumerate(words):
+        if word == "--preset":
+            if index + 1 == len(words):
+                raise ValueError("--preset needs a name; see metaopt list.")
+            return words[index + 1], words[:index] + words[index + 2 :]
+        if word.startswith("--preset="):
+            return word.partition("=")[2], words[:index] + words[index + 1 :]
+    return "quick", words
+
+
+def _resume(words: list[str]) -> int:
+    import tyro
+
+    from metaopt.cli._commands import resume_run
+
+    def resume(
+        run: Annotated[pathlib.Path, tyro.conf.Positional],
+        *,
+        tensorboard: bool = False,
+        evaluate: bool = True,
+    ) -> None:
+        """Go on with a run that was stopped, from its last checkpoint.
+
+        Args:
+            run: the run's folder.
+            tensorboard: write TensorBoard events too.
+            evaluate: compare with tuned baselines at the end.
+        """
+        resume_run(run, tensorboard=tensorboard, evaluate=evaluate)
+
+    tyro.cli(resume, args=words, prog="metaopt resume")
+    return 0
+
+
+def _eval(words: list[str]) -> int:
+    import tyro
+
+    from metaopt.cli._commands import eval_run
+
+    def evaluate(
+        run: Annotated[pathlib.Path, tyro.conf.Positional],
+        *,
+        seed: int = 1,
+        out: pathlib.Path | None = None,
+    ) -> None:
+        """Compare a run's best theta with its initial one and with tuned baselines.
+
+        Writes results (JSON) and figures (PNG, SVG).
+
+        Args:
+            run: the run's folder.
+            seed: seed of tuning and evaluation.
+            out: the folder of the results; `eval` in the run's folder if not given.
+        """
+        eval_run(run, seed=seed, out=out)
+
+    tyro.cli(evaluate, args=words, prog="metaopt eval")
+    return 0
+
+
+def _list(words: list[str]) -> int:
+    from metaopt.cli._commands import list_names
+
+    if words:
+        raise ValueError(f"takes no arguments, got {' '.join(words)}.")
+    list_names()
+    return 0
+
+
+def _doctor(words: list[str]) -> int:
+    if words:
+        raise ValueError(f"takes no arguments, got {' '.join(words)}.")
+    return doctor.main()

@@ -1,0 +1,174 @@
+"""Settings of a run: frozen dataclasses that name everything, and presets of them.
+
+A run's settings are stored in its folder; together with the version of metaopt they say what the
+run is. Names are looked up and combinations checked in `metaopt.cli._problem`, before anything
+compiles.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """The training problems."""
+
+    names: tuple[str, ...] = ("digits/mlp",)
+    """Families, as POOL/MODEL (see `metaopt list`); with several, gradients are averaged."""
+    hidden: tuple[int, ...] = (32,)
+    """Hidden widths of MLPs and autoencoders, channels of convnets."""
+    activation: str = "relu"
+    """Activation function of the networks."""
+    batch_size: int = 32
+    """Examples per inner step."""
+    augment: tuple[str, ...] = ()
+    """Augmentations of every family, applied in this order (see `metaopt list`)."""
+    outer_loss: Literal["train", "same_batch", "validation"] = "train"
+    """The meta-loss: training loss before the update, or loss after it, on held-out data or not."""
+    data_dir: str | None = None
+    """Where prepared TFDS datasets are; its default directory if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The learned optimizer."""
+
+    name: str = "celo2"
+    """Which one (see `metaopt list`)."""
+    learning_rate: float = 0.02
+    """Step size of celo2, initial step size of learnable hyperparameters; unused by the MLPs."""
+    decay: Literal["none", "cosine"] = "cosine"
+    """Whether updates decay to zero along each trajectory during meta-training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatorSettings:
+    """The meta-gradient."""
+
+    name: str = "pes"
+    """Which estimator (see `metaopt list`)."""
+    sigma: float = 0.01
+    """Scale of the perturbations, in units of theta."""
+    truncation: int = 50
+    """Inner steps per estimate, for truncated estimators."""
+    horizon: tuple[int, int] = (100, 500)
+    """Shortest and longest trajectory in inner steps, drawn log-uniformly."""
+    num_tasks: int = 16
+    """Tasks per family that train side by side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterSettings:
+    """The optimization of theta: Adam with clipping, warm-up and a cosine."""
+
+    steps: int = 1500
+    """Outer steps."""
+    learning_rate: float = 5e-3
+    """Peak learning rate."""
+    warmup: int = 50
+    """Outer steps of linear warm-up."""
+    final_fraction: float = 0.1
+    """Final learning rate as a fraction of the peak."""
+    clip: float = 1.0
+    """Global norm to which meta-gradients are clipped."""
+    b2: float = 0.99
+    """Adam's second-moment decay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """Probes during the run and the comparison after it."""
+
+    probe_every: int = 50
+    """Outer steps between probes."""
+    probe_tasks: int = 8
+    """Held-out tasks of a probe."""
+    horizon: int = 500
+    """Inner steps of probes and comparisons."""
+    grid: tuple[float, float] = (1e-3, 1.0)
+    """Smallest and largest learning rate of the tuning grid, the same for every contender."""
+    grid_per_decade: int = 4
+    """Grid points per factor of ten."""
+    tuning_seeds: int = 10
+    """Seeds on which learning rates are chosen."""
+    seeds: int = 20
+    """Other seeds, on which results are reported."""
+    held_out: tuple[str, ...] = ("deeper",)
+    """Shifted problems besides the one of the training (see `metaopt list`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """Everything that identifies a run."""
+
+    task: TaskSettings = TaskSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    estimator: EstimatorSettings = EstimatorSettings()
+    outer: OuterSettings = OuterSettings()
+    eval: EvalSettings = EvalSettings()
+    seed: int = 0
+    """Seed of everything random in the run."""
+    checkpoint_every: int = 100
+    """Outer steps between checkpoints."""
+
+
+_QUICK = RunSettings(
+    estimator=EstimatorSettings(num_tasks=8),
+    outer=OuterSettings(steps=400),
+    eval=EvalSettings(grid_per_decade=2, tuning_seeds=3, seeds=5, held_out=()),
+)
+_DIGITS = RunSettings()
+
+PRESETS: dict[str, tuple[RunSettings, str]] = {
+    "quick": (_QUICK, "the digits run in about three minutes on two cores"),
+    "digits": (_DIGITS, "a Celo2-style rule on embedded digits, within half an hour on two cores"),
+}
+
+
+def preset(name: str) -> RunSettings:
+    """A preset's settings.
+
+    Raises:
+        ValueError: if there is none of that name; the message lists near matches.
+    """
+    return PRESETS[known("preset", name, PRESETS)][0]
+
+
+def known(kind: str, name: str, choices: Iterable[str]) -> str:
+    """`name` if it is one of `choices`, else a ValueError that lists near matches."""
+    choices = list(choices)
+    if name in choices:
+        return name
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}."
+    raise ValueError(f"unknown {kind} {name!r}; {hint}")
+
+
+def to_dict(settings: RunSettings) -> dict[str, Any]:
+    """Settings as plain JSON content."""
+    return dataclasses.asdict(settings)
+
+
+def from_dict(content: dict[str, Any]) -> RunSettings:
+    """Settings from what `to_dict` made, possibly by way of JSON.
+
+    Raises:
+        ValueError: for a name that these settings do not have.
+    """
+    return _build(RunSettings, content)
+
+
+def _build(cls, content):
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = {}
+    for name, value in content.items():
+        if name not in fields:
+            raise ValueError(f"unknown setting {name!r}; it comes from another version of metaopt.")
+        default = fields[name].default
+        if dataclasses.is_dataclass(default):
+            values[name] = _build(type(default), value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)

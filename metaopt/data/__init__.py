@@ -1,0 +1,25 @@
+"""Pools of examples on the device: embedded sets, procedural sets and TFDS streams."""
+
+from metaopt.data._digits import digits
+from metaopt.data._gaussian_mixture import gaussian_mixture
+from metaopt.data._pool import Dataset, Pool, sample_batch
+from metaopt.data._sinusoids import sinusoids
+from metaopt.data._stream import Stream, stream
+from metaopt.data._strokes import strokes
+from metaopt.data._teacher_network import teacher_network
+from metaopt.data._tfds import tfds_dataset, tfds_stream
+
+__all__ = [
+    "Dataset",
+    "Pool",
+    "Stream",
+    "digits",
+    "gaussian_mixture",
+    "sample_batch",
+    "sinusoids",
+    "stream",
+    "strokes",
+    "teacher_network",
+    "tfds_dataset",
+    "tfds_stream",
+]

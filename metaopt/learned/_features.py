@@ -1,0 +1,167 @@
+"""What per-parameter rules look at: accumulators, normalised feature planes, a clock.
+
+Features lead: D accumulators of a tensor form one array `[D, *shape]`, F features one array
+`[F, *shape]`, so that a network over features is one matrix product over contiguous planes and
+an accumulator is sharded as its parameter is. With decay b:
+
+    momentum         m <- b m + (1 - b) g
+    second moment    r <- b r + (1 - b) g²
+    factored second moment (two axes or more; d0 the longest axis, d1 the second longest):
+                     row <- b row + (1 - b) mean_d0(g² + 1e-30)
+                     col <- b col + (1 - b) mean_d1(g² + 1e-30)
+                     1/√(second moment) ≈ S(row / (mean_d1(row) + 1e-9)) S(col),
+                     S(x) = 1/√max(x, 1e-9)
+
+Factored moments: Shazeer and Stern 2018, arXiv:1804.04235, §3; the rest as in Metz et al. 2022,
+arXiv:2203.11860, App. B. No accumulator is corrected for its bias.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, PyTree
+
+CLOCK_SCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
+
+
+class Factored(NamedTuple):
+    """Row and column means of squared gradients; the axis averaged over is kept, with length 1.
+
+    Below two axes nothing is averaged: `row` is the full second moment, and `col` stays 0.
+    """
+
+    row: Float[Array, "num ..."]
+    col: Float[Array, "num ..."]
+
+
+def working_dtype(param: Array) -> DTypeLike:
+    """The dtype of accumulators and features: that of the parameter, float32 at least."""
+    return jnp.promote_types(param.dtype, jnp.float32)
+
+
+def init_leaves(zeros_of: Callable, params: PyTree) -> Any:
+    """The state for `map_leaves`: the structure of `zeros_of(param)`, with trees in its fields.
+
+    A field has the structure of `params`, as in optax's states, so that it is sharded, saved and
+    wrapped by the same rules.
+    """
+    treedef, inner = jax.tree.structure(params), jax.tree.structure(zeros_of(jnp.zeros(1)))
+    return jax.tree.transpose(treedef, inner, jax.tree.map(zeros_of, params))
+
+
+def map_leaves(rule: Callable, grads: PyTree, params: PyTree, state: PyTree) -> tuple[Any, Any]:
+    """Maps `rule(grad, param, state) -> (update, state)` over the tensors of a tree.
+
+    The rule sees working dtypes and at least one axis, and of the state, made by `init_leaves`, one
+    tensor's share; updates come back in the shape and dtype of their parameter.
+    """
+
+    def one(grad, param, state):
+        shape, dtype = jnp.shape(param) or (1,), working_dtype(param)
+        update, state = rule(
+            jnp.reshape(grad, shape).astype(dtype), jnp.reshape(param, shape).astype(dtype), state
+        )
+        return jnp.reshape(update, jnp.shape(param)).astype(param.dtype), state
+
+    grads, treedef = jax.tree.flatten(grads)
+    if not grads:
+        return treedef.unflatten([]), state
+    fields, inner = jax.tree.flatten(state, is_leaf=lambda x: jax.tree.structure(x) == treedef)
+    shares = zip(*(treedef.flatten_up_to(field) for field in fields), strict=True)
+    params = treedef.flatten_up_to(params)
+    results = [
+        one(grad, param, inner.unflatten(share))
+        for grad, param, share in zip(grads, params, shares, strict=True)
+    ]
+    updates = treedef.unflatten([update for update, _ in results])
+    shares = [inner.flatten_up_to(new) for _, new in results]
+    return updates, inner.unflatten(
+        [treedef.unflatten(field) for field in zip(*shares, strict=True)]
+    )
+
+
+def zeros(param: Array, num: int) -> Float[Array, "num ..."]:
+    """`num` accumulators for one tensor."""
+    return jnp.zeros((num, *(param.shape or (1,))), working_dtype(param))
+
+
+def ema(average: Array, value: Array, decays: Array | tuple[float, ...]) -> Array:
+    """One step of an exponential moving average for each decay; `value` lacks the decay axis."""
+    decays = jnp.asarray(decays, average.dtype).reshape((-1,) + (1,) * value.ndim)
+    return decays * average + (1 - decays) * value[None]
+
+
+def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The second longest and the longest of two axes or more.
+
+    The sort is stable: of equally long axes the last counts as the longest, so that a square
+    matrix has d1 = 0, d0 = 1.
+    """
+    order = np.argsort(shape, kind="stable")
+    return int(order[-2]), int(order[-1])
+
+
+def factored_zeros(param: Array, num: int) -> Factored:
+    """Accumulators for `factored_update`."""
+    if len(param.shape) < 2:
+        return Factored(row=zeros(param, num), col=jnp.zeros((num, 1), working_dtype(param)))
+
+    def averaged_over(axis):
+        shape = (*param.shape[:axis], 1, *param.shape[axis + 1 :])
+        return jnp.zeros((num, *shape), working_dtype(param))
+
+    second, longest = factored_axes(param.shape)
+    return Factored(row=averaged_over(longest), col=averaged_over(second))
+
+
+def factored_update(moment: Factored, grad: Array, decays: Array | tuple[float, ...]) -> Factored:
+    """Accumulates one gradient."""
+    square = jnp.square(grad) + 1e-30
+    if grad.ndim < 2:
+        return Factored(row=ema(moment.row, square, decays), col=moment.col)
+    second, longest = factored_axes(grad.shape)
+    return Factored(
+        row=ema(moment.row, jnp.mean(square, axis=longest, keepdims=True), decays),
+        col=ema(moment.col, jnp.mean(square, axis=second, keepdims=True), decays),
+    )
+
+
+def factored_rsqrt(moment: Factored, shape: tuple[int, ...]) -> Array:
+    """About `1/√(second moment)`, `[D, *shape]`: what preconditions gradients and momenta."""
+    if len(shape) < 2:
+        return jax.lax.rsqrt(jnp.maximum(moment.row + 1e-9, 1e-9))
+    second, _ = factored_axes(shape)
+    mean = jnp.mean(moment.row, axis=second + 1, keepdims=True)
+    row = jax.lax.rsqrt(jnp.maximum(moment.row / (mean + 1e-9), 1e-9))
+    return row * jax.lax.rsqrt(jnp.maximum(moment.col, 1e-9))
+
+
+def mean_square(planes: Float[Array, "features ..."], num_axes: int) -> Array:
+    """Mean of squares over the last `num_axes` axes, which are removed."""
+    kept = tuple(range(planes.ndim - num_axes))
+    axes = tuple(range(planes.ndim - num_axes, planes.ndim))
+    # A product, because a CPU adds the terms of a plain reduction one at a time.
+    total = jax.lax.dot_general(
+        planes, planes, ((axes, axes), (kept, kept)), precision=jax.lax.Precision.HIGHEST
+    )
+    return total / math.prod(planes.shape[axis] for axis in axes)
+
+
+def normalise(planes: Float[Array, "features ..."], *, eps: float, num_axes: int) -> Array:
+    """Divides by `√(eps + mean(x²))`, the mean being over the last `num_axes` axes."""
+    scale = jax.lax.rsqrt(eps + mean_square(planes, num_axes))
+    return planes * jnp.expand_dims(scale, tuple(range(planes.ndim - num_axes, planes.ndim)))
+
+
+def tanh_clock(count: Array, dtype: DTypeLike) -> Float[Array, "11"]:
+    """`tanh(count/τ - 1)` for eleven time scales τ, from one step to 10⁵."""
+    return jnp.tanh(count.astype(dtype) / jnp.asarray(CLOCK_SCALES, dtype) - 1)
+
+
+def clip_gradient(grad: Array, limit: float = 1000.0) -> Array:
+    """Clips entries to ±limit. NaN stays NaN: whoever unrolls sees it and freezes the task."""
+    return jnp.clip(grad, -limit, limit)

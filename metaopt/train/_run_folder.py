@@ -1,0 +1,157 @@
+"""A run's folder: what it is, what it reported, what it learned.
+
+settings.json       the settings and versions of the run; compared before anything is written
+metrics.jsonl       a line per outer step and per probe
+checkpoints/        see `Checkpoints`
+theta.npz           the best theta on the probe, as plain named arrays
+"""
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+class RunFolderError(ValueError):
+    """A folder that cannot take a run, or whose run has other settings."""
+
+
+def open_folder(directory: str | os.PathLike, settings: Mapping[str, Any]) -> pathlib.Path:
+    """Makes a run's folder, or checks that an existing one belongs to the same settings.
+
+    Args:
+        directory: the run's folder.
+        settings: anything JSON can hold.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        RunFolderError: if the folder holds a run of other settings or other files, or cannot be
+            written.
+    """
+    folder = pathlib.Path(directory).resolve()
+    file = folder / "settings.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            _compare(folder, json.loads(file.read_text())["settings"], _plain(settings))
+        elif any(folder.iterdir()):
+            raise RunFolderError(
+                f"{folder} is not empty and holds no run; choose another folder with --out."
+            )
+        else:
+            write_json(file, {"settings": settings, "versions": _versions()})
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder with --out."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"{file} is not valid JSON ({error}); restore or remove it.") from None
+    return folder
+
+
+def write_json(file: pathlib.Path, content: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(file)
+
+
+def save_theta(file: str | os.PathLike, theta: PyTree) -> None:
+    """Writes a theta as named arrays (`.npz`, no pickle); bfloat16 is stored as float32.
+
+    Args:
+        file: where to write; replaced at once, never half-written.
+        theta: any pytree of arrays; the name of an array is its path in the tree.
+    """
+    path = pathlib.Path(file)
+    arrays = {name: _storable(x) for name, x in _named(theta).items()}
+    partial = path.with_name(path.name + ".partial")
+    # Not `np.savez`: its own arguments would collide with arrays of the same names.
+    with zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+    partial.replace(path)
+
+
+def load_theta(file: str | os.PathLike, like: PyTree) -> PyTree:
+    """Reads what `save_theta` wrote.
+
+    Args:
+        file: the `.npz` file.
+        like: a theta of the expected structure, such as `learned.init(key)`.
+
+    Returns:
+        A theta with the structure and dtypes of `like`.
+
+    Raises:
+        ValueError: if names or shapes differ; the message lists the difference.
+    """
+    expected = _named(like)
+    with np.load(file, allow_pickle=False) as stored:
+        names = set(stored.files)
+        problems = [f"missing {n}" for n in sorted(expected.keys() - names)]
+        problems += [f"unexpected {n}" for n in sorted(names - expected.keys())]
+        problems += [
+            f"{n} has shape {stored[n].shape}, expected {np.shape(x)}"
+            for n, x in expected.items()
+            if n in names and stored[n].shape != np.shape(x)
+        ]
+        if problems:
+            raise ValueError(f"load_theta: {file} does not fit: {'; '.join(problems)}.")
+        leaves = [jax.numpy.asarray(stored[n], x.dtype) for n, x in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def _storable(x) -> np.ndarray:
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype == jax.numpy.bfloat16 else x
+
+
+def _plain(settings):
+    return json.loads(json.dumps(settings))
+
+
+def _compare(folder, old, new):
+    if old == new:
+        return
+    old, new = _flatten(old), _flatten(new)
+    names = sorted(n for n in old.keys() | new.keys() if old.get(n) != new.get(n))
+    shown = ", ".join(f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names[:4])
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    raise RunFolderError(
+        f"{folder} holds a run of other settings ({shown}{more}); choose another folder with "
+        "--out, or resume that run."
+    )
+
+
+def _flatten(content, prefix="") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    return {
+        name: value
+        for key, inner in content.items()
+        for name, value in _flatten(inner, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("metaopt", "jax", "jaxlib", "optax")}

@@ -1,0 +1,94 @@
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from metaopt.cli import _problem as problem_of
+from metaopt.cli import _settings as settings
+from metaopt.core import Split
+from metaopt.data import Stream
+from tests.data import tiny_tfds
+
+TINY = settings.TaskSettings(batch_size=4, hidden=(4,))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in problem_of.task_names() if n.split("/")[0] not in problem_of.STREAMED]
+)
+def test_every_embedded_task_can_be_trained_on(name):
+    hidden = (4, 4) if name.endswith("convnet") else (4,)
+    problem = problem_of.make_problem(name, dataclasses.replace(TINY, hidden=hidden), 10)
+    key_task, key_init, key_batch, key_loss = jax.random.split(jax.random.key(0), 4)
+    family = problem.family
+
+    @jax.jit
+    def gradient(pool):
+        task = family.sample(key_task)
+        params = family.init(task, key_init)
+        batch = family.batch(pool, task, key_batch)
+        return jax.grad(lambda p: family.loss(p, task, batch, key_loss)[0])(params)
+
+    norm = optax.tree.norm(gradient(problem.pools.train))
+    assert np.isfinite(norm)
+    assert norm > 0
+
+
+def test_a_streamed_task_refreshes_its_pool_and_keeps_the_validation_pool(tmp_path):
+    tiny_tfds.write("mnist", tmp_path, split_sizes={"train": 40, "test": 12})
+    task = dataclasses.replace(TINY, data_dir=str(tmp_path), outer_loss="validation")
+    problem = problem_of.make_problem("mnist/mlp", task, 10)
+    source = problem_of.training_data(problem, task)
+    assert isinstance(source, Stream)
+    first, second = source.pool(0), source.pool(1)
+    assert isinstance(first, Split)
+    assert np.any(np.asarray(first.inner.inputs) != np.asarray(second.inner.inputs))
+    np.testing.assert_array_equal(first.outer.inputs, second.outer.inputs)
+
+
+def test_held_out_problems_are_shifted_as_they_say():
+    chosen = settings.RunSettings(
+        task=dataclasses.replace(TINY, names=("digits/mlp",), augment=("rescale",)),
+        eval=settings.EvalSettings(horizon=10, held_out=("deeper", "wider", "tanh", "longer")),
+    )
+    plain, deeper, wider, tanh, longer = problem_of.held_out_problems(chosen)
+
+    def shapes(problem):
+        params = jax.eval_shape(lambda: problem.family.init((), jax.random.key(0)))
+        return [layer["w"].shape for layer in params]
+
+    assert shapes(plain) == [(64, 4), (4, 10)]
+    assert shapes(deeper) == [(64, 8), (8, 4), (4, 10)]
+    assert shapes(wider) == [(64, 16), (16, 10)]
+    assert (plain.horizon, longer.horizon) == (10, 50)
+    assert tanh.name == "digits/mlp, tanh"
+
+
+@pytest.mark.parametrize("name", problem_of.OPTIMIZERS)
+@pytest.mark.parametrize("decay", ["none", "cosine"])
+def test_every_optimizer_takes_a_step(name, decay):
+    chosen = settings.RunSettings(optimizer=settings.OptimizerSettings(name, 0.01, decay))
+    optimizer = problem_of.make_optimizer(chosen)
+    params = {"w": np.ones((3, 2), np.float32)}
+    tx = optimizer.optimizer(optimizer.init(jax.random.key(0)), num_steps=10)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert 0 < optax.tree.norm(updates) < 1
+
+
+def test_celo2_competes_with_its_step_size_as_the_learning_rate():
+    chosen = settings.preset("digits")
+    theta = problem_of.make_optimizer(chosen).init(jax.random.key(0))
+    tx = problem_of.make_contender(chosen, theta, "this run", 100).make(0.03)
+    params = {"w": np.ones((3, 2), np.float32)}
+    grads = {"w": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(np.sqrt(np.mean(updates["w"] ** 2)), 0.03, rtol=1e-4)
+
+
+def test_the_grid_has_its_ends_and_even_ratios():
+    chosen = settings.EvalSettings(grid=(1e-3, 1e-1), grid_per_decade=4)
+    grid = np.array(problem_of.make_grid(chosen))
+    assert len(grid) == 9
+    np.testing.assert_allclose(grid[[0, -1]], [1e-3, 1e-1])
+    np.testing.assert_allclose(grid[1:] / grid[:-1], 10**0.25)

@@ -1,0 +1,19 @@
+"""Settings of every test: strict promotion, no key used twice, x64 on request."""
+
+from metaopt import doctor
+
+doctor.guard_cpu()
+doctor.enable_compilation_cache()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64: the precision of oracles and central differences."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,108 @@
+"""One row per public factory of `metaopt.tasks` and `metaopt.data`, for the conformance tests.
+
+`TASK_ROWS`: (name, thunk), the thunk giving (family, data). `DATA_ROWS`: (name, thunk), the thunk
+giving what the factory makes. A name may have several rows.
+"""
+
+import atexit
+import functools
+import tempfile
+
+import jax
+import jax.numpy as jnp
+
+from metaopt import data, tasks
+from tests.data import tiny_tfds
+
+SHAPE, CLASSES = (4, 4, 1), 3
+
+
+def images():
+    """Nine 4 x 4 images of three classes, in the precision in force."""
+    return _images(jax.config.read("jax_enable_x64"))
+
+
+@functools.cache
+def _images(x64):
+    """Drawn once per precision: most rows need them."""
+    return data.strokes(jax.random.key(0), num_classes=CLASSES, examples_per_class=3, size=4)
+
+
+def small_mlp():
+    """The family that the augmentations and normalisers wrap."""
+    return tasks.mlp(SHAPE, CLASSES, hidden=(5,), activation="tanh", batch_size=4)
+
+
+def linear_classifier():
+    """A classifier given as two plain functions."""
+    return tasks.classification(
+        lambda key: jax.random.normal(key, (16, CLASSES)),
+        lambda params, inputs: inputs.reshape(len(inputs), -1) @ params,
+        input_shape=SHAPE,
+        num_classes=CLASSES,
+        batch_size=4,
+    )
+
+
+def normalised(normalise):
+    """A family with another normaliser."""
+    return small_mlp()._replace(normalise=normalise), images()
+
+
+@functools.cache
+def tfds_dir() -> str:
+    """A directory with a small `mnist`, made once per process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    tiny_tfds.write("mnist", folder.name, split_sizes={"train": 12, "test": 4})
+    return folder.name
+
+
+TASK_ROWS = [
+    ("autoencoder", lambda: (tasks.autoencoder(SHAPE, hidden=(3,), batch_size=4), images())),
+    ("bfloat16", lambda: (tasks.bfloat16(small_mlp()), images())),
+    ("classification", lambda: (linear_classifier(), images())),
+    ("clip_classification", lambda: normalised(tasks.clip_classification(CLASSES))),
+    ("convnet", lambda: (tasks.convnet(SHAPE, CLASSES, channels=(2, 3), batch_size=4), images())),
+    ("gradient_noise", lambda: (tasks.gradient_noise(small_mlp(), scale=(0.01, 0.1)), images())),
+    ("logistic", lambda: (tasks.logistic(SHAPE, CLASSES, batch_size=4, l2=0.1), images())),
+    ("mlp", lambda: (small_mlp(), images())),
+    ("quadratic", lambda: (tasks.quadratic(dim=3), ())),
+    ("reduced_batch", lambda: (tasks.reduced_batch(small_mlp()), images())),
+    ("relative_log", lambda: normalised(tasks.relative_log(lambda task_params: 1.0))),
+    ("rescale", lambda: (tasks.rescale(small_mlp(), level="global"), images())),
+    ("rescale", lambda: (tasks.rescale(small_mlp(), level="tensor"), images())),
+    ("rescale", lambda: (tasks.rescale(small_mlp(), level="parameter"), images())),
+    ("sinusoid_regression", lambda: (tasks.sinusoid_regression(hidden=(4,), batch_size=3), ())),
+    ("velo_classification", lambda: normalised(tasks.velo_classification(CLASSES))),
+]
+
+DATA_ROWS = [
+    ("digits", lambda: data.digits()),
+    (
+        "gaussian_mixture",
+        lambda: data.gaussian_mixture(jax.random.key(0), num_classes=3, dim=2, num_examples=5),
+    ),
+    ("sample_batch", lambda: data.sample_batch(images(), jax.random.key(0), batch_size=4)),
+    ("sinusoids", lambda: data.sinusoids(jax.random.key(0), num_curves=3, points_per_curve=4)),
+    (
+        "stream",
+        lambda: data.stream(
+            lambda indices: data.Pool(jnp.zeros((len(indices), 2)), jnp.zeros(len(indices), int)),
+            num_examples=5,
+            num_classes=2,
+            pool_size=3,
+            refresh=1,
+        ),
+    ),
+    ("strokes", images),
+    (
+        "teacher_network",
+        lambda: data.teacher_network(jax.random.key(0), num_classes=3, dim=2, num_examples=5),
+    ),
+    ("tfds_dataset", lambda: data.tfds_dataset("mnist", data_dir=tfds_dir())),
+    (
+        "tfds_stream",
+        lambda: data.tfds_stream("mnist", data_dir=tfds_dir(), pool_size=8, refresh=2),
+    ),
+]
