@@ -12,7 +12,8 @@ class Metrics:
     Args:
         folder: the run's folder.
         step: the step from which the run goes on. Lines beyond it, written by a run that was
-            killed after its last checkpoint, are dropped: they will be written again.
+            killed after its last checkpoint, are dropped: they will be written again. At step 0
+            nothing is kept, as the first probe comes again too.
         tensorboard: whether to write TensorBoard events to `folder/tensorboard` too.
 
     Raises:
@@ -65,7 +66,7 @@ def _lines(file):
 def _keep_lines_until(file: pathlib.Path, step: int) -> None:
     if not file.exists():
         return
-    kept = [text for line, text in _lines(file) if line["step"] <= step]
+    kept = [text for line, text in _lines(file) if 0 < step >= line["step"]]
     partial = file.with_name(file.name + ".partial")
     partial.write_text("".join(kept))
     partial.replace(file)

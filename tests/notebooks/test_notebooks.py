@@ -137,7 +137,9 @@ rules.mlp()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_runs(name, tmp_path):
+def test_runs(name, tmp_path, monkeypatch):
+    # Figures are drawn inline only where no other backend is asked for.
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     notebook = read(name)
     cell = settings_cell(notebook)
     cell.source = replaced(cell.source, SMALL[name])

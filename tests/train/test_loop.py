@@ -76,6 +76,20 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path):
     assert problems.equal_bits(whole.state, resumed.state)
 
 
+def test_a_run_killed_before_its_first_checkpoint_writes_its_first_probe_once(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(step, metrics):
+        raise Killed
+
+    with pytest.raises(Killed):
+        problems.run(tmp_path, num_steps=5, on_report=kill)
+    assert [line["step"] for line in train.read_metrics(tmp_path)] == [0]
+    problems.run(tmp_path, num_steps=5)
+    assert [line["step"] for line in train.read_metrics(tmp_path)] == [0, 1, 2, 3, 4, 5, 5]
+
+
 def test_a_run_outside_the_main_thread_needs_no_signals():
     results = []
     thread = threading.Thread(target=lambda: results.append(problems.run(num_steps=5)))
