@@ -360,7 +360,7 @@ EXEMPT_PACKAGES = {
 _EXEMPT = {
     "a contract, or a container that the rows of the factories carry through": """
         core.BilevelProblem core.BilevelState core.Estimate core.EstimateInfo core.Estimator
-        core.LearnedOptimizer core.Split core.StepInfo core.System core.TaskFamily
+        core.LearnedOptimizer core.Oracles core.Split core.StepInfo core.System core.TaskFamily
         core.TrainingState data.Dataset data.Pool
         estimators.NRESState estimators.PESState estimators.TruncatedBackpropState
         estimators.TruncatedESState

@@ -108,6 +108,24 @@ class LearnedOptimizer(NamedTuple):
     optimizer: Callable[..., optax.GradientTransformationExtraArgs]
 
 
+class Oracles(NamedTuple):
+    """What an estimate cost: evaluations of the problem's derivatives, over all tasks.
+
+    A second-order reverse pass counts one Hessian-vector and one mixed product per inner step.
+
+    Attributes:
+        inner_gradients: gradients of the inner loss.
+        outer_gradients: gradients of the outer loss.
+        hessian_products: products of the inner loss's Hessian with a vector.
+        mixed_products: products of its mixed second derivative with a vector.
+    """
+
+    inner_gradients: int | Int[Array, ""] = 0
+    outer_gradients: int | Int[Array, ""] = 0
+    hessian_products: int | Int[Array, ""] = 0
+    mixed_products: int | Int[Array, ""] = 0
+
+
 class EstimateInfo(NamedTuple):
     """What every estimator reports besides the gradient.
 
@@ -116,12 +134,16 @@ class EstimateInfo(NamedTuple):
         frozen: fraction of tasks (antithetic arms count one by one) frozen after divergence.
         spread: mean absolute difference between antithetic losses; 0 without antithetic arms.
         inner_steps: inner steps taken for this estimate, over all tasks and arms.
+        oracles: see `Oracles`.
+        aux: what only this estimator reports, such as the residual of a linear solve.
     """
 
     nonfinite: Float[Array, ""]
     frozen: Float[Array, ""]
     spread: Float[Array, ""]
     inner_steps: Int[Array, ""]
+    oracles: Oracles = Oracles()
+    aux: Any = ()
 
 
 class Estimate(NamedTuple):

@@ -83,6 +83,6 @@ def backprop(
             at_once=tasks_at_once,
         )
         steps = 0 if length is None else num_tasks * length
-        return average(theta, *outputs, inner_steps=steps), state
+        return average(theta, *outputs, inner_steps=steps, second_order=True), state
 
     return Estimator(init, estimate)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from metaopt import tree
-from metaopt.core import Estimate, EstimateInfo, MetaLoss, Scalar, System
+from metaopt.core import Estimate, EstimateInfo, MetaLoss, Oracles, Scalar, System
 from metaopt.unroll import Horizon, MetaLossInfo, Objective, Remat, meta_loss_with_info
 
 
@@ -133,8 +133,13 @@ def average(
     frozen: Bool[Array, "..."],
     spread: Float[Array, "tasks"],
     inner_steps: int | Float[Array, ""],
+    second_order: bool = False,
+    aux: PyTree = (),
 ) -> Estimate:
     """The estimate from contributions of tasks, in the dtypes of theta.
+
+    An inner step is taken to evaluate one inner gradient, and where its reverse pass was taken
+    (`second_order`) one Hessian-vector and one mixed product.
 
     Contributions that are not finite must be zero already; they count in the mean's denominator.
     The loss is the mean over the tasks in which it is finite.
@@ -142,10 +147,15 @@ def average(
     grad = tree.cast_like(jax.tree.map(lambda g: jnp.mean(g, axis=0), grads), theta)
     has_loss = jnp.isfinite(losses)
     loss = jnp.sum(jnp.where(has_loss, losses, 0)) / jnp.maximum(jnp.sum(has_loss), 1)
+    steps = jnp.asarray(inner_steps, jnp.int32)
+    zero = jnp.zeros((), jnp.int32)
+    products = steps if second_order else zero
     info = EstimateInfo(
         nonfinite=1 - jnp.mean(finite.astype(jnp.float32)),
         frozen=jnp.mean(frozen.astype(jnp.float32)),
         spread=jnp.mean(spread).astype(jnp.float32),
-        inner_steps=jnp.asarray(inner_steps, jnp.int32),
+        inner_steps=steps,
+        oracles=Oracles(steps, zero, products, products),
+        aux=aux,
     )
     return Estimate(grad, jnp.where(jnp.any(has_loss), loss, jnp.nan), info)

@@ -87,6 +87,6 @@ def truncated_backprop(
             num_tasks=num_tasks,
             at_once=tasks_at_once,
         )
-        return average(theta, *outputs, inner_steps=num_tasks * truncation), state
+        return average(theta, *outputs, inner_steps=num_tasks * truncation, second_order=True), state
 
     return Estimator(init, estimate)
