@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt import core, data, estimators, learned, tasks, train, tree, unroll
+from metaopt import core, data, estimators, learned, optimizers, tasks, train, tree, unroll
 from tests.estimators import toys
 from tests.eval.rows import EVAL_ROWS
 from tests.learned.rows import ROWS as LEARNED_ROWS
@@ -105,19 +105,31 @@ def adaptation():
     return system, theta(), ()
 
 
-def bilevel_training():
+def ridge() -> core.BilevelProblem:
     """Ridge regression of a target; theta is the logarithm of the penalties."""
 
     def inner_loss(params, theta, data, key):
         noise = 0.1 * jax.random.normal(key, params.shape, params.dtype)
         return jnp.sum((params - data - noise) ** 2 + jnp.exp(theta) * params**2)
 
-    problem = core.BilevelProblem(
+    return core.BilevelProblem(
         init=lambda key: jax.random.normal(key, (2,)),
         inner_loss=inner_loss,
         outer_loss=lambda params, theta, data, key: jnp.sum((params - 2 * data) ** 2),
     )
-    return core.bilevel_training(problem, optax.adam(0.1)), theta(), jnp.array([1.0, -1.0])
+
+
+RIDGE_TARGET = (1.0, -1.0)
+
+
+def bilevel_training():
+    """The inner training of a ridge regression."""
+    return core.bilevel_training(ridge(), optax.adam(0.1)), theta(), jnp.array(RIDGE_TARGET)
+
+
+def best_response_estimator():
+    """A response fitted to a ridge regression."""
+    return estimators.best_response(ridge(), optax.sgd(0.1)), theta(), jnp.array(RIDGE_TARGET)
 
 
 def episodes():
@@ -177,6 +189,20 @@ def keep_best():
     return best, (theta(), jnp.array(0.5), jax.random.key(0))
 
 
+def three_updates(tx):
+    """Where three steps of an optax transformation lead, as a function of the first gradients."""
+
+    def end(grads, params):
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            grads = jax.tree.map(jnp.sin, grads)
+        return params
+
+    return end, ({"a": theta()}, {"a": theta() + 1})
+
+
 FUNCTION_ROWS = [
     row("core.keep_finite", lambda: (core.keep_finite, (jnp.array(0.5), ()))),
     row(
@@ -189,6 +215,10 @@ FUNCTION_ROWS = [
     row(
         "data.teacher_network",
         lambda: draw(data.teacher_network, num_classes=3, dim=2, num_examples=5, hidden=(4,)),
+    ),
+    row(
+        "optimizers.complex_momentum optimizers.scale_by_complex_momentum",
+        lambda: three_updates(optimizers.complex_momentum(0.1)),
     ),
     row("train.keep_best", keep_best),
     row(
@@ -270,6 +300,7 @@ ESTIMATOR_ROWS = [
         lambda: on_function(estimators.backprop),
         "estimators.backprop-function",
     ),
+    row("estimators.best_response", best_response_estimator),
     row("estimators.es", lambda: on_toy(estimators.es, sign=1.0, **WHOLE)),
     row("estimators.es", lambda: on_function(estimators.es), "estimators.es-function"),
     row("estimators.pes", lambda: on_toy(estimators.pes, **WINDOWS)),
@@ -362,6 +393,7 @@ _EXEMPT = {
         core.BilevelProblem core.BilevelState core.Estimate core.EstimateInfo core.Estimator
         core.LearnedOptimizer core.Oracles core.Split core.StepInfo core.System core.TaskFamily
         core.TrainingState data.Dataset data.Pool
+        estimators.BestResponseState estimators.Response optimizers.ComplexMomentumState
         estimators.NRESState estimators.PESState estimators.TruncatedBackpropState
         estimators.TruncatedESState
         eval.Curves eval.NormalisedLosses

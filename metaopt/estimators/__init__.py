@@ -1,6 +1,7 @@
 """Meta-gradient estimators, one per file, behind one contract."""
 
 from metaopt.estimators._backprop import backprop
+from metaopt.estimators._best_response import BestResponseState, Response, best_response
 from metaopt.estimators._es import es
 from metaopt.estimators._nres import NRESState, nres
 from metaopt.estimators._pes import Boundary, PESState, pes
@@ -8,12 +9,15 @@ from metaopt.estimators._truncated_backprop import TruncatedBackpropState, trunc
 from metaopt.estimators._truncated_es import TruncatedESState, truncated_es
 
 __all__ = [
+    "BestResponseState",
     "Boundary",
     "NRESState",
     "PESState",
+    "Response",
     "TruncatedBackpropState",
     "TruncatedESState",
     "backprop",
+    "best_response",
     "es",
     "nres",
     "pes",
