@@ -6,6 +6,9 @@
 
 A hand-written optimizer with learnable hyperparameters is a learned optimizer
 (`metaopt.learned.hyperparameters`), so the first adapter serves it too.
+
+Each `step` takes the keyword `value_and_grad=`, the transformation that the inner loss is
+differentiated with: an unroll may put one there whose own derivative costs less memory.
 """
 
 from collections.abc import Callable
@@ -124,13 +127,13 @@ def _training(name, family, init_params, make_optimizer, outer_loss) -> System:
         opt_state = optimizer(theta, num_steps).init(params)
         return TrainingState(task_params, params, opt_state, num_steps)
 
-    def step(theta, state, data, key):
+    def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
         data = split(data)
         key_batch, key_loss, key_outer_batch, key_outer_loss = jax.random.split(key, 4)
         task_params = state.task_params
         batch = family.batch(data.inner, task_params, key_batch)
 
-        (loss, _), grads = jax.value_and_grad(family.loss, has_aux=True)(
+        (loss, _), grads = value_and_grad(family.loss, has_aux=True)(
             state.params, task_params, batch, key_loss
         )
         updates, opt_state = optimizer(theta, state.num_steps).update(
@@ -178,9 +181,9 @@ def bilevel_training(problem: BilevelProblem, inner_opt: optax.GradientTransform
         params = problem.init(key)
         return BilevelState(params, inner_opt.init(params))
 
-    def step(theta, state, data, key):
+    def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
         key_inner, key_outer = jax.random.split(key)
-        loss, grads = jax.value_and_grad(problem.inner_loss)(state.params, theta, data, key_inner)
+        loss, grads = value_and_grad(problem.inner_loss)(state.params, theta, data, key_inner)
         updates, opt_state = inner_opt.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         outer = problem.outer_loss(params, theta, data, key_outer)

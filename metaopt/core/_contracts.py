@@ -73,11 +73,14 @@ class System(NamedTuple):
     Attributes:
         init: `(theta, data, key, *, num_steps=None) -> state`. `num_steps` is the planned number
             of steps of the trajectory (static or traced); a system may ignore it.
-        step: `(theta, state, data, key) -> (state, StepInfo)`.
+        step: `(theta, state, data, key) -> (state, StepInfo)`. It may take the keyword
+            `value_and_grad=jax.value_and_grad`, with which it then differentiates its inner loss
+            by its first argument (`has_aux=` is known, `argnums=` is not), so that an unroll can
+            choose how a meta-gradient passes through the inner gradient.
     """
 
     init: Callable[..., Any]
-    step: Callable[[Theta, Any, Data, PRNGKeyArray], tuple[Any, StepInfo]]
+    step: Callable[..., tuple[Any, StepInfo]]
 
 
 class BilevelProblem(NamedTuple):

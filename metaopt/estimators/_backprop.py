@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from metaopt import tree
 from metaopt.core import Estimator, MetaLoss, System
+from metaopt.estimators._reach import check_reach
 from metaopt.estimators._shared import (
     as_episode_loss,
     average,
@@ -19,7 +20,7 @@ from metaopt.estimators._shared import (
     check_theta,
     map_tasks,
 )
-from metaopt.unroll import Horizon, Objective, Remat, as_horizon, sample_length
+from metaopt.unroll import Gradient, Horizon, Loop, Objective, Remat, as_horizon, sample_length
 
 
 def backprop(
@@ -30,6 +31,8 @@ def backprop(
     tasks_at_once: int | None = None,
     objective: Objective = "mean",
     remat: Remat = "nested",
+    gradient: Gradient = "reverse",
+    loop: Loop = "scan",
 ) -> Estimator:
     """Differentiates the loss of whole trajectories in reverse mode.
 
@@ -42,20 +45,32 @@ def backprop(
             need less memory, and on CPUs run faster where all do not fit the cache. None: all.
             Static.
         objective: of a System's trajectory: "mean", "last" or "min". Static.
-        remat: what the backward pass keeps: "none", "step" or "nested", of which the last needs
-            O(√T) memory. Static; for a System.
+        remat: what the backward pass keeps, as in `unroll.unroll`; "nested" needs O(√T) memory.
+            Static; for a System.
+        gradient: how the meta-gradient passes through the inner gradient: "reverse", "mixed",
+            "first_order" (biased) or "auto", as in `unroll.unroll`. Static; for a System.
+        loop: "scan", "unrolled" or "auto", as in `unroll.unroll`. Static; for a System.
 
     Returns:
         An estimator without state. A task whose gradient is not finite contributes zero.
 
     Raises:
-        ValueError: for `num_tasks < 1`, a System without a horizon or a function with one.
+        ValueError: for `num_tasks < 1`, a System without a horizon, a function with one, or a
+            `gradient` that the System does not offer; from `estimate`, if a first-order gradient
+            does not reach a leaf of theta at all.
         TypeError: if `theta` has leaves that are not floating-point.
     """
     check_tasks("backprop", num_tasks, tasks_at_once)
     episode_loss = as_episode_loss(
-        "backprop", problem, horizon=horizon, objective=objective, remat=remat
+        "backprop",
+        problem,
+        horizon=horizon,
+        objective=objective,
+        remat=remat,
+        gradient=gradient,
+        loop=loop,
     )
+    second_order = gradient != "first_order"
     lengths = None if horizon is None else as_horizon(horizon, name="backprop")
 
     def init(theta, data, key):
@@ -75,6 +90,9 @@ def backprop(
         check_theta("backprop", theta)
         key_length, key_tasks = jax.random.split(key)
         length = None if lengths is None else sample_length(lengths, key_length)
+        if gradient == "first_order":
+            loss = lambda *args: episode_loss(*args)[0]  # noqa: E731
+            check_reach("backprop", loss, theta, data, jax.random.clone(key), length)
         outputs = map_tasks(
             lambda _, key: one_task(theta, data, key, length),
             (),
@@ -83,6 +101,6 @@ def backprop(
             at_once=tasks_at_once,
         )
         steps = 0 if length is None else num_tasks * length
-        return average(theta, *outputs, inner_steps=steps, second_order=True), state
+        return average(theta, *outputs, inner_steps=steps, second_order=second_order), state
 
     return Estimator(init, estimate)

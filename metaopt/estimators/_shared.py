@@ -11,7 +11,15 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from metaopt import tree
 from metaopt.core import Estimate, EstimateInfo, MetaLoss, Oracles, Scalar, System
-from metaopt.unroll import Horizon, MetaLossInfo, Objective, Remat, meta_loss_with_info
+from metaopt.unroll import (
+    Gradient,
+    Horizon,
+    Loop,
+    MetaLossInfo,
+    Objective,
+    Remat,
+    meta_loss_with_info,
+)
 
 
 def check_positive(name: str, **values: Scalar) -> None:
@@ -50,16 +58,31 @@ def as_episode_loss(
     horizon: int | Horizon | None,
     objective: Objective = "mean",
     remat: Remat = "none",
+    gradient: Gradient = "reverse",
+    loop: Loop = "scan",
 ) -> Callable:
     """Whole-horizon problems in one form: `(theta, data, key, num_steps) -> (loss, frozen)`."""
     if isinstance(problem, System):
         if horizon is None:
             raise ValueError(f"{name}: a System needs horizon=, the inner steps of a trajectory.")
-        function = meta_loss_with_info(problem, horizon=horizon, objective=objective, remat=remat)
+        function = meta_loss_with_info(
+            problem,
+            horizon=horizon,
+            objective=objective,
+            remat=remat,
+            gradient=gradient,
+            loop=loop,
+            name=name,
+        )
         return lambda theta, data, key, num_steps: function(theta, data, key, num_steps=num_steps)
     if horizon is not None:
         raise ValueError(
             f"{name}: a meta-loss function has its own horizon; drop horizon={horizon}."
+        )
+    if gradient not in ("auto", "reverse"):
+        raise ValueError(
+            f"{name}: a meta-loss function takes its inner gradients by itself; drop "
+            f"gradient={gradient!r}."
         )
     return lambda theta, data, key, num_steps: (
         problem(theta, data, key),

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from metaopt import tree
 from metaopt.core import Estimator, System
+from metaopt.estimators._reach import check_reach
 from metaopt.estimators._shared import average, check_tasks, check_theta, map_tasks
-from metaopt.unroll import Episode, Horizon, Remat, episodes
+from metaopt.unroll import Episode, Gradient, Horizon, Loop, Remat, episodes
 
 
 class TruncatedBackpropState(NamedTuple):
@@ -33,6 +34,8 @@ def truncated_backprop(
     tasks_at_once: int | None = None,
     stagger: bool = True,
     remat: Remat = "step",
+    gradient: Gradient = "reverse",
+    loop: Loop = "scan",
 ) -> Estimator:
     """Differentiates the loss of one window of inner training. Biased.
 
@@ -46,20 +49,33 @@ def truncated_backprop(
             need less memory, and on CPUs run faster where all do not fit the cache. None: all.
             Static.
         stagger: whether tasks start at different phases of their first trajectory. Static.
-        remat: what the backward pass keeps: "none", "step" or "nested". Static.
+        remat: what the backward pass keeps, as in `unroll.unroll`. Static.
+        gradient: how the meta-gradient passes through the inner gradient: "reverse", "mixed",
+            "first_order" (biased further) or "auto", as in `unroll.unroll`. Static.
+        loop: "scan", "unrolled" or "auto", as in `unroll.unroll`. Static.
 
     Returns:
         An estimator whose state has the task axis first. A task whose gradient is not finite
         contributes zero.
 
     Raises:
-        ValueError: for `num_tasks < 1` or a horizon that is not a multiple of `truncation`.
+        ValueError: for `num_tasks < 1`, a horizon that is not a multiple of `truncation`, or a
+            `gradient` that the system does not offer; from `estimate`, if a first-order gradient
+            does not reach a leaf of theta at all.
         TypeError: if `theta` has leaves that are not floating-point.
     """
     name = "truncated_backprop"
+    second_order = gradient != "first_order"
     check_tasks(name, num_tasks, tasks_at_once)
     run = episodes(
-        system, truncation=truncation, horizon=horizon, stagger=stagger, remat=remat, name=name
+        system,
+        truncation=truncation,
+        horizon=horizon,
+        stagger=stagger,
+        remat=remat,
+        gradient=gradient,
+        loop=loop,
+        name=name,
     )
 
     def init(theta, data, key):
@@ -68,18 +84,24 @@ def truncated_backprop(
         begin = jax.vmap(run.begin, in_axes=(None, None, 0))
         return TruncatedBackpropState(begin(theta, data, keys))
 
-    def one_task(theta, state, data, key):
-        def window_loss(theta):
-            episode, window = run.window(theta, state.episode, data, key)
-            return jnp.mean(window.loss), (episode, window.frozen)
+    def window_loss(theta, state, data, key):
+        episode, window = run.window(theta, state.episode, data, key)
+        return jnp.mean(window.loss), (episode, window.frozen)
 
-        (loss, (episode, frozen)), grad = jax.value_and_grad(window_loss, has_aux=True)(theta)
+    def one_task(theta, state, data, key):
+        (loss, (episode, frozen)), grad = jax.value_and_grad(window_loss, has_aux=True)(
+            theta, state, data, key
+        )
         finite = tree.all_finite(grad)
         grad = tree.where(finite, grad, jax.tree.map(jnp.zeros_like, grad))
         outputs = (grad, loss, finite, frozen, jnp.zeros(()))
         return outputs, TruncatedBackpropState(episode)
 
     def estimate(theta, state, data, key):
+        if gradient == "first_order":
+            loss = lambda *args: window_loss(*args)[0]  # noqa: E731
+            one_state = jax.tree.map(lambda x: x[0], state)
+            check_reach(name, loss, theta, one_state, data, jax.random.clone(key))
         outputs, state = map_tasks(
             lambda state, key: one_task(theta, state, data, key),
             state,
@@ -87,6 +109,8 @@ def truncated_backprop(
             num_tasks=num_tasks,
             at_once=tasks_at_once,
         )
-        return average(theta, *outputs, inner_steps=num_tasks * truncation, second_order=True), state
+        return average(
+            theta, *outputs, inner_steps=num_tasks * truncation, second_order=second_order
+        ), state
 
     return Estimator(init, estimate)

@@ -6,6 +6,7 @@ statistics as resets inside them, without a second initialisation inside the sca
 end by themselves (`StepInfo.done`) may do so at any step; `auto_reset` makes one.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 from metaopt import tree
 from metaopt.core import StepInfo, System
 from metaopt.unroll._horizon import Horizon, as_horizon, sample_length
-from metaopt.unroll._unroll import FrozenState, Remat, freeze_diverged, unroll
+from metaopt.unroll._inner_gradient import Gradient
+from metaopt.unroll._plan import Loop, Remat
+from metaopt.unroll._unroll import FrozenState, freeze_diverged, unroll
 
 _ENDLESS = jnp.iinfo(jnp.int32).max
 
@@ -76,6 +79,8 @@ def episodes(
     horizon: int | Horizon | None,
     stagger: bool = True,
     remat: Remat = "none",
+    gradient: Gradient = "reverse",
+    loop: Loop = "scan",
     name: str = "episodes",
 ) -> Episodes:
     """Runs a system window by window, starting anew where a trajectory has reached its length.
@@ -88,6 +93,8 @@ def episodes(
         stagger: whether the first clock is drawn uniformly from the multiples of K below the
             length, so that tasks do not all reset together. Static.
         remat: as in `unroll`. Static.
+        gradient: as in `unroll`. Static.
+        loop: as in `unroll`. Static.
         name: the function on whose behalf errors speak.
 
     Returns:
@@ -95,13 +102,15 @@ def episodes(
         that antithetic arms with equal keys stay in step.
 
     Raises:
-        ValueError: if the horizon is not a multiple of the truncation.
+        ValueError: if the horizon is not a multiple of the truncation; or as in `unroll`.
     """
     if truncation < 1:
         raise ValueError(f"{name}: truncation must be at least 1, got {truncation}.")
     lengths = None if horizon is None else as_horizon(horizon, name=name, multiple_of=truncation)
     guarded = freeze_diverged(system)
-    run = unroll(guarded, num_steps=truncation, remat=remat)
+    run = unroll(
+        guarded, num_steps=truncation, remat=remat, gradient=gradient, loop=loop, name=name
+    )
 
     def start(theta, data, key):
         key_length, key_init = jax.random.split(key)
@@ -159,11 +168,12 @@ def auto_reset(system: System, *, horizon: int | Horizon) -> System:
         state = guarded.init(theta, data, key_init, num_steps=length)
         return AutoResetState(state, jnp.zeros_like(length), length)
 
-    def step(theta, state, data, key) -> tuple[Any, StepInfo]:
+    @functools.wraps(system.step)  # Takes value_and_grad= if the system does.
+    def step(theta, state, data, key, **options) -> tuple[Any, StepInfo]:
         key_init, key_step = jax.random.split(key)
         fresh = init(theta, data, key_init)
         state = tree.where(state.clock >= state.length, fresh, state)
-        inner, info = guarded.step(theta, state.state, data, key_step)
+        inner, info = guarded.step(theta, state.state, data, key_step, **options)
         clock = state.clock + 1
         return AutoResetState(inner, clock, state.length), StepInfo(
             info.loss, info.done | (clock >= state.length)

@@ -3,6 +3,7 @@
 L(θ) = (1/T) Σₜ ℓₜ(θ)  ("mean"),    ℓ_T(θ)  ("last"),    minₜ ℓₜ(θ)  ("min")
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -12,7 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from metaopt.core import MetaLoss, System
 from metaopt.unroll._horizon import Horizon, as_horizon, sample_length
-from metaopt.unroll._unroll import Remat, freeze_diverged, unroll
+from metaopt.unroll._inner_gradient import Gradient
+from metaopt.unroll._plan import Loop, Remat
+from metaopt.unroll._unroll import freeze_diverged, unroll
 
 Objective = Literal["mean", "last", "min"]
 
@@ -29,6 +32,9 @@ def meta_loss(
     horizon: int | Horizon,
     objective: Objective = "mean",
     remat: Remat = "none",
+    gradient: Gradient = "reverse",
+    loop: Loop = "scan",
+    name: str = "meta_loss",
 ) -> MetaLoss:
     """The loss of one whole trajectory from a fresh start.
 
@@ -37,6 +43,9 @@ def meta_loss(
         horizon: inner steps, an int or a `Horizon`. Static.
         objective: mean over the steps, the last one, or the smallest. Static.
         remat: as in `unroll`. Static.
+        gradient: as in `unroll`. Static.
+        loop: as in `unroll`. Static.
+        name: the function on whose behalf errors speak.
 
     Returns:
         `(theta, data, key, *, num_steps=None) -> scalar`. `num_steps` (traced) fixes the length
@@ -45,7 +54,15 @@ def meta_loss(
     Raises:
         ValueError: for an empty horizon or an unknown objective.
     """
-    function = meta_loss_with_info(system, horizon=horizon, objective=objective, remat=remat)
+    function = meta_loss_with_info(
+        system,
+        horizon=horizon,
+        objective=objective,
+        remat=remat,
+        gradient=gradient,
+        loop=loop,
+        name=name,
+    )
     return lambda *args, **kwargs: function(*args, **kwargs)[0]
 
 
@@ -55,17 +72,27 @@ def meta_loss_with_info(
     horizon: int | Horizon,
     objective: Objective = "mean",
     remat: Remat = "none",
+    gradient: Gradient = "reverse",
+    loop: Loop = "scan",
+    name: str = "meta_loss",
 ) -> Callable[..., tuple[Float[Array, ""], MetaLossInfo]]:
     """As `meta_loss`, for a function that returns `(scalar, MetaLossInfo)`."""
     if objective not in get_args(Objective):
         raise ValueError(
-            f"meta_loss: objective={objective!r} is unknown; choose from {get_args(Objective)}."
+            f"{name}: objective={objective!r} is unknown; choose from {get_args(Objective)}."
         )
-    lengths = as_horizon(horizon, name="meta_loss")
+    lengths = as_horizon(horizon, name=name)
     guarded = freeze_diverged(system)
     bounded = guarded._replace(step=_only_while_active(guarded))
     is_constant = lengths.shortest == lengths.longest
-    run = unroll(guarded if is_constant else bounded, num_steps=lengths.longest, remat=remat)
+    run = unroll(
+        guarded if is_constant else bounded,
+        num_steps=lengths.longest,
+        remat=remat,
+        gradient=gradient,
+        loop=loop,
+        name=name,
+    )
 
     def function(theta, data, key, *, num_steps=None):
         key_length, key_init, key_run = jax.random.split(key, 3)
@@ -87,17 +114,17 @@ def meta_loss_with_info(
 def _only_while_active(system):
     """Steps while the clock is below the length; a real branch unless the length is batched."""
 
-    def step(theta, state, data, key):
+    @functools.wraps(system.step)  # Takes value_and_grad= if the system does.
+    def step(theta, state, data, key, **options):
         inner, clock, length = state
-        shapes = jax.eval_shape(system.step, theta, inner, data, key)[1]
+        take_step = functools.partial(system.step, **options)
+        shapes = jax.eval_shape(take_step, theta, inner, data, key)[1]
         idle = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         # As raw numbers: a batched branch becomes a selection, which touches the key twice.
         key_data, key_impl = jax.random.key_data(key), jax.random.key_impl(key)
 
         def active(state, key_data):
-            return system.step(
-                theta, state, data, jax.random.wrap_key_data(key_data, impl=key_impl)
-            )
+            return take_step(theta, state, data, jax.random.wrap_key_data(key_data, impl=key_impl))
 
         inner, info = jax.lax.cond(
             clock < length, active, lambda state, _: (state, idle), inner, key_data

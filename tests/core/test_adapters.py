@@ -136,6 +136,37 @@ def test_bilevel_training_reports_the_outer_loss_after_the_update(x64):
     np.testing.assert_allclose(jax.grad(last_loss)(theta), expected, rtol=1e-12)
 
 
+def test_inner_gradients_are_taken_with_the_transformation_that_is_passed_in(x64):
+    def doubled(function, *, has_aux=False):
+        def value_and_grads(*args):
+            value, grads = jax.value_and_grad(function, has_aux=has_aux)(*args)
+            return value, 2 * grads
+
+        return value_and_grads
+
+    problem = core.BilevelProblem(
+        init=lambda key: jnp.ones(2),
+        inner_loss=lambda params, theta, data, key: 0.5 * jnp.sum(params**2),
+        outer_loss=lambda params, theta, data, key: jnp.sum(params),
+    )
+    pool, key = jnp.zeros((1, 2)), jax.random.key(0)
+    for system, theta, data in [
+        (core.training(shifted_quadratic(), learned_sgd()), jnp.log(jnp.array(0.1)), pool),
+        (
+            core.adaptation(shifted_quadratic(), optax.sgd(0.1), outer_loss="train"),
+            jnp.ones(2),
+            pool,
+        ),
+        (core.bilevel_training(problem, optax.sgd(0.1)), jnp.zeros(()), ()),
+    ]:
+        start = system.init(theta, data, jax.random.clone(key))
+        once, _ = system.step(theta, start, data, jax.random.clone(key))
+        twice, _ = system.step(theta, start, data, jax.random.clone(key), value_and_grad=doubled)
+        moved = once.params - start.params
+        assert np.all(moved != 0)
+        np.testing.assert_allclose(twice.params - start.params, 2 * moved, rtol=1e-9)
+
+
 def test_unknown_outer_loss_is_refused():
     with pytest.raises(ValueError, match="training: outer_loss='test' is unknown"):
         core.training(shifted_quadratic(), learned_sgd(), outer_loss="test")

@@ -8,6 +8,7 @@ import pytest
 from metaopt import unroll
 from metaopt.core import StepInfo, System
 from tests.estimators import toys
+from tests.helpers import relative_error
 
 
 class Clocked(NamedTuple):
@@ -112,8 +113,57 @@ def test_remat_saves_memory_in_the_promised_order():
     assert sizes["step"] > 4 * sizes["nested"]
 
 
+def learning_rate_of_a_noisy_descent():
+    """Gradient descent on a quartic with noise from the key; theta is the learning rates."""
+
+    def init(theta, data, key, *, num_steps=None):
+        return jnp.ones_like(theta)
+
+    def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
+        def inner_loss(params, data):
+            return jnp.sum((params - data * jax.random.normal(key, (2,))) ** 4)
+
+        value, grads = value_and_grad(inner_loss)(state, data)
+        return state - theta * grads, StepInfo(value, jnp.array(False))
+
+    return System(init, step)
+
+
+@pytest.mark.parametrize(
+    ("remat", "gradient", "loop"),
+    [
+        ("step", "mixed", "scan"),
+        ("nested", "reverse", "scan"),
+        ("nested", "mixed", "scan"),
+        ("gradients", "reverse", "scan"),
+        ("gradients", "mixed", "scan"),
+        ("auto", "auto", "auto"),
+        ("none", "reverse", "unrolled"),
+        ("step", "mixed", "unrolled"),
+    ],
+)
+def test_remat_gradient_and_loop_change_nothing_but_rounding(x64, remat, gradient, loop):
+    system, theta = learning_rate_of_a_noisy_descent(), jnp.array([0.03, 0.02])
+    # Eleven steps are three segments of three steps and two steps.
+    num_steps = 4 if loop == "unrolled" else 11 if gradient == "reverse" else 6
+    state = system.init(theta, (), jax.random.key(0))
+
+    def grads(**settings):
+        run = unroll.unroll(system, num_steps=num_steps, **settings)
+
+        def loss(theta, data):
+            return jnp.mean(run(theta, state, data, jax.random.key(4))[1].loss)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(theta, jnp.array([0.5, 1.0]))
+
+    actual = grads(remat=remat, gradient=gradient, loop=loop)
+    assert relative_error(actual, grads()) < 1e-12
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         unroll.unroll(toys.linear(), num_steps=0)
     with pytest.raises(ValueError, match="remat='all' is unknown"):
         unroll.unroll(toys.linear(), num_steps=1, remat="all")
+    with pytest.raises(ValueError, match="loop='while' is unknown"):
+        unroll.unroll(toys.linear(), num_steps=1, loop="while")
