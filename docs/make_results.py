@@ -1,4 +1,4 @@
-"""Fills the tables of docs/results.md from the results files; no number there is typed by hand.
+"""Fills the tables of the documentation from results files; no number there is typed by hand.
 
 python docs/make_results.py
 """
@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
+PAGES = tuple(ROOT / "docs" / name for name in ("results.md", "meta_gradients.md"))
 
 
 def newcomer() -> str:
@@ -144,19 +144,150 @@ def throughput() -> str:
     return _table(header, lines)
 
 
-BLOCKS = (newcomer, digits, accuracy, times, throughput, memory)
+def unroll_memory() -> str:
+    """Memory and time of meta-gradients through the unroll, by settings."""
+    lines = []
+    for row in _load("benchmarks/results/unroll_memory.json")["rows"]:
+        time = "same program" if row["same_program"] else f"{1 / row['cpu_seconds_ratio']:.2f}x"
+        lines.append(
+            [
+                row["case"],
+                row["remat"],
+                row["gradient"],
+                f"{row['temp_mib']:.1f}",
+                f"{row['temp_mib_ratio']:.1f}x",
+                f"{1e3 * row['cpu_seconds']:.0f}",
+                time,
+                f"{row['compile_s']:.0f}",
+            ]
+        )
+    return _table(
+        ["inner problem", "remat", "gradient", "temporary MiB", "less memory", "ms of process time",
+         "time over plain", "compile seconds"],
+        lines,
+    )  # fmt: skip
+
+
+def implicit_cost() -> str:
+    """One implicit hypergradient, ours and the peers'."""
+    rows = _load("benchmarks/results/implicit.json")["rows"]
+    return _table(
+        ["implementation", "ms of process time", "time over `by hand`", "relative error"],
+        [
+            [name, f"{row['cpu_ms']:.1f}", f"{row['ratio']:.2f}", f"{row['error']:.0e}"]
+            for name, row in rows.items()
+        ],
+    )
+
+
+def maml() -> str:
+    """A second-order MAML meta-step, ours, by hand and the peers'."""
+    return _table(
+        ["problem", "implementation", "version", "ms of process time", "time over metaopt",
+         "compile seconds", "first meta-loss"],
+        [
+            [
+                row["problem"],
+                row["library"],
+                row["version"],
+                f"{row['cpu_ms_median']:.4g}",
+                f"{row['ratio']:.2f}",
+                f"{row['compile_s']:.1f}",
+                f"{row['first_loss']:.5g}",
+            ]
+            for row in _load("benchmarks/results/maml.json")["rows"]
+        ],
+    )  # fmt: skip
+
+
+def catalogue() -> str:
+    """Errors of hypergradients on one ridge problem, as the number of steps grows."""
+    by_seed = _load("experiments/results/hypergradients.json")["results"]["catalogue"]
+    first = next(iter(by_seed.values()))
+    names = list(next(iter(first["errors"].values())))
+    lines = []
+    for steps in first["errors"]:
+        errors = {n: [seed["errors"][steps].get(n) for seed in by_seed.values()] for n in names}
+        lines.append([steps, *(_spread(errors[n]) for n in names)])
+    identity = [seed["identity"] for seed in by_seed.values()]
+    table = _table(["K", *names], lines)
+    errors, cosines = (_spread([x[k] for x in identity]) for k in ("error", "cosine"))
+    return f"{table}\n\nIdentity in place of the inverse: error {errors}, cosine {cosines}."
+
+
+def penalties() -> str:
+    """Forty learned penalties against the best shared one."""
+    by_seed = _load("experiments/results/hypergradients.json")["results"]["penalties"]
+    shared = [seed["best shared penalty"] for seed in by_seed.values()]
+    lines = []
+    for name in next(iter(by_seed.values())):
+        cells = [name]
+        for measure in ("validation", "test"):
+            values = [seed[name][measure] for seed in by_seed.values()]
+            ratios = [v / s[measure] for v, s in zip(values, shared, strict=True)]
+            cells += [f"{statistics.mean(values):.3f}", _spread(ratios, "{:.2f}")]
+        lines.append(cells)
+    return _table(
+        ["solver", "validation loss, mean", "ratio to shared: per seed", "test loss, mean",
+         "ratio to shared: per seed"],
+        lines,
+    )  # fmt: skip
+
+
+def imaml() -> str:
+    """Errors of the iMAML meta-gradient."""
+    by_seed = _load("experiments/results/hypergradients.json")["results"]["imaml"]
+    names = list(next(iter(by_seed.values())))
+    return _table(
+        ["inner steps, CG steps", "relative error per seed"],
+        [[name, _spread([seed[name] for seed in by_seed.values()])] for name in names],
+    )
+
+
+def nystrom() -> str:
+    """Errors of low-rank inverses."""
+    by_seed = _load("experiments/results/hypergradients.json")["results"]["nystrom"]
+    lines = []
+    for part, entries in next(iter(by_seed.values())).items():
+        for name in entries:
+            values = [seed[part][name] for seed in by_seed.values()]
+            lines.append([part, name, _spread(values)])
+    return _table(["curvature", "solver or damping", "relative error per seed"], lines)
+
+
+BLOCKS = (
+    newcomer,
+    digits,
+    accuracy,
+    times,
+    throughput,
+    memory,
+    unroll_memory,
+    implicit_cost,
+    maml,
+    catalogue,
+    penalties,
+    imaml,
+    nystrom,
+)
 
 
 def fill(page: str) -> str:
     """The page with its blocks made anew."""
-    for block in BLOCKS:
-        name = block.__name__
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        if not pattern.search(page):
-            raise ValueError(f"docs/results.md has no block {name!r}")
-        content = block()
-        page = pattern.sub(lambda m, content=content: f"{m[1]}{content}\n{m[2]}", page)
-    return page
+    blocks = {block.__name__: block for block in BLOCKS}
+
+    def remake(match):
+        begin, name, end = match.groups()
+        return f"{begin}{blocks[name]()}\n{end}"
+
+    return re.sub(r"(<!-- begin (\w+) -->\n).*?(<!-- end \2 -->)", remake, page, flags=re.DOTALL)
+
+
+def missing() -> list[str]:
+    """Blocks that no page shows."""
+    pages = "".join(page.read_text() for page in PAGES)
+    names = [block.__name__ for block in BLOCKS]
+    return [name for name in names if pages.count(f"<!-- begin {name} -->") != 1]
 
 
 def _load(path: str) -> dict:
@@ -165,6 +296,10 @@ def _load(path: str) -> dict:
 
 def _seconds(entry: dict) -> str:
     return f"{entry['seconds']:.0f} s" + ("" if entry["status"] == 0 else " (failed)")
+
+
+def _spread(values: list, form: str = "{:.2g}") -> str:
+    return ", ".join("-" if x is None else form.format(x) for x in values)
 
 
 def _interval(entry: dict) -> str:
@@ -177,5 +312,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(fill(PAGE.read_text()))
-    print(f"wrote {PAGE}")
+    for path in PAGES:
+        path.write_text(fill(path.read_text()))
+        print(f"wrote {path}")
+    if missing():
+        raise SystemExit(f"shown on no page, or on several: {', '.join(missing())}")

@@ -53,12 +53,14 @@ def test_examples_run(path, source, tmp_path, monkeypatch):
     exec(compile(source, str(path), "exec"), {"__name__": "__main__"})
 
 
-def test_the_results_page_shows_the_results_files():
+def test_the_pages_show_the_results_files():
     spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs/make_results.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = module.PAGE.read_text()
-    assert module.fill(page) == page, "run python docs/make_results.py"
+    assert module.missing() == []
+    for path in module.PAGES:
+        page = path.read_text()
+        assert module.fill(page) == page, f"{path.name}: run python docs/make_results.py"
 
 
 def test_blocks_are_found_and_keep_their_lines():
