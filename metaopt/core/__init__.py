@@ -25,6 +25,7 @@ from metaopt.core._contracts import (
     TaskParams,
     keep_finite,
 )
+from metaopt.core._minibatch import minibatched
 
 __all__ = [
     "BilevelProblem",
@@ -47,5 +48,6 @@ __all__ = [
     "adaptation",
     "bilevel_training",
     "keep_finite",
+    "minibatched",
     "training",
 ]

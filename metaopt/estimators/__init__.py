@@ -1,26 +1,109 @@
 """Meta-gradient estimators, one per file, behind one contract."""
 
+from metaopt.estimators._amigo import AmIGOState, amigo
 from metaopt.estimators._backprop import backprop
+from metaopt.estimators._bamm import bamm
 from metaopt.estimators._best_response import BestResponseState, Response, best_response
+from metaopt.estimators._bome import Barrier, bome
+from metaopt.estimators._bootstrapped import (
+    BootstrappedInfo,
+    BootstrappedState,
+    bootstrapped,
+    squared_distance,
+)
+from metaopt.estimators._bsa import bsa
+from metaopt.estimators._columns import Directions
+from metaopt.estimators._combined import CombinedInfo, CombinedWeights, combined
+from metaopt.estimators._darts import DARTSState, darts
 from metaopt.estimators._es import es
+from metaopt.estimators._f2sa import F2SAState, f2sa
+from metaopt.estimators._forward import ForwardState, forward
+from metaopt.estimators._fsla import FSLAState, fsla
+from metaopt.estimators._gpes import GPESState, gpes
+from metaopt.estimators._hypergradient import DoubleLoopState
+from metaopt.estimators._implicit import Draws, ImplicitInfo, ImplicitState, InnerSolver, implicit
+from metaopt.estimators._mrbo import MomentumState, mrbo
 from metaopt.estimators._nres import NRESState, nres
+from metaopt.estimators._one_step import one_step
+from metaopt.estimators._pbgd import Gap, PBGDState, pbgd
 from metaopt.estimators._pes import Boundary, PESState, pes
+from metaopt.estimators._pzobo import pzobo
+from metaopt.estimators._saba import GradientTable, SABAState, saba
+from metaopt.estimators._sama import Mixed, SAMAState, sama
+from metaopt.estimators._soba import SOBAState, soba
+from metaopt.estimators._srba import SRBAState, srba
+from metaopt.estimators._stocbio import stocbio
+from metaopt.estimators._sustain import sustain
 from metaopt.estimators._truncated_backprop import TruncatedBackpropState, truncated_backprop
 from metaopt.estimators._truncated_es import TruncatedESState, truncated_es
+from metaopt.estimators._ttsa import ttsa
+from metaopt.estimators._vrbo import VRBOState, vrbo
 
 __all__ = [
+    "AmIGOState",
+    "Barrier",
     "BestResponseState",
+    "BootstrappedInfo",
+    "BootstrappedState",
     "Boundary",
+    "CombinedInfo",
+    "CombinedWeights",
+    "DARTSState",
+    "Directions",
+    "DoubleLoopState",
+    "Draws",
+    "F2SAState",
+    "FSLAState",
+    "ForwardState",
+    "GPESState",
+    "Gap",
+    "GradientTable",
+    "ImplicitInfo",
+    "ImplicitState",
+    "InnerSolver",
+    "Mixed",
+    "MomentumState",
     "NRESState",
+    "PBGDState",
     "PESState",
     "Response",
+    "SABAState",
+    "SAMAState",
+    "SOBAState",
+    "SRBAState",
     "TruncatedBackpropState",
     "TruncatedESState",
+    "VRBOState",
+    "amigo",
     "backprop",
+    "bamm",
     "best_response",
+    "bome",
+    "bootstrapped",
+    "bsa",
+    "combined",
+    "darts",
     "es",
+    "f2sa",
+    "forward",
+    "fsla",
+    "gpes",
+    "implicit",
+    "mrbo",
     "nres",
+    "one_step",
+    "pbgd",
     "pes",
+    "pzobo",
+    "saba",
+    "sama",
+    "soba",
+    "squared_distance",
+    "srba",
+    "stocbio",
+    "sustain",
     "truncated_backprop",
     "truncated_es",
+    "ttsa",
+    "vrbo",
 ]

@@ -2,9 +2,8 @@
 
     g = 1/(2Nσ²) · Σᵢ [L(θ + eᵢ) − L(θ − eᵢ)] eᵢ,    eᵢ ~ N(0, σ² I)
 
-Salimans et al. 2017, arXiv:1703.03864, §2.1, without rank shaping. With `sign` the difference is
-replaced by its sign times a constant, as in the meta-training of VeLO (Metz et al. 2022,
-arXiv:2211.09760): robust to heavy tails, no longer unbiased, invariant to the scale of the loss.
+Salimans et al. 2017, arXiv:1703.03864, §2.1, without rank shaping by default. `sign` and `ranks`
+replace the differences by something robust to heavy tails, no longer unbiased: `_transforms.py`.
 """
 
 import jax
@@ -23,6 +22,7 @@ from metaopt.estimators._shared import (
     map_tasks,
     perturbation,
 )
+from metaopt.estimators._transforms import check_transforms, transform_all, transform_pair
 from metaopt.unroll import Horizon, Objective, as_horizon, sample_length
 
 
@@ -36,6 +36,7 @@ def es(
     objective: Objective = "mean",
     clip: Scalar | None = None,
     sign: Scalar | None = None,
+    ranks: Scalar | None = None,
 ) -> Estimator:
     """Estimates the gradient of the σ-smoothed meta-loss, without bias.
 
@@ -52,17 +53,19 @@ def es(
         objective: of a System's trajectory: "mean", "last" or "min". Static.
         clip: differences are clipped to ±clip. Traced; None: not clipped.
         sign: the constant c of `sign(difference) · c`. Traced; None: the difference itself.
+        ranks: the constant c that multiplies differences of centred ranks, which replace those of
+            the losses. Traced; None: not ranked. Excludes `sign`.
 
     Returns:
         An estimator without state whose `grad` has the structure, shapes and dtypes of `theta`.
 
     Raises:
-        ValueError: for a non-positive `sigma`, `clip` or `sign`, `num_tasks < 1`, a System without
-            a horizon or a function with one.
+        ValueError: for a non-positive `sigma`, `clip`, `sign` or `ranks`, the last two together,
+            `num_tasks < 1`, a System without a horizon or a function with one.
         TypeError: if `theta` has leaves that are not floating-point.
     """
     check_positive("es", sigma=sigma, **({} if clip is None else {"clip": clip}))
-    check_positive("es", **({} if sign is None else {"sign": sign}))
+    check_transforms("es", sign, ranks)
     check_tasks("es", num_tasks, tasks_at_once)
     episode_loss = as_episode_loss("es", problem, horizon=horizon, objective=objective)
     lengths = None if horizon is None else as_horizon(horizon, name="es")
@@ -79,9 +82,9 @@ def es(
         losses, info = jax.vmap(episode_loss, in_axes=(0, None, None, None))(
             antithetic(theta, eps), data, key_loss, length
         )
-        slope, finite = finite_or_zero(_transform(losses[0] - losses[1], clip, sign))
+        slope, finite = finite_or_zero(_transform(losses[0] - losses[1], clip, sign, ranks))
         grad = optax.tree.scale(slope / (2 * sigma**2), eps)
-        return grad, jnp.mean(losses), finite, info.frozen, jnp.abs(slope)
+        return grad, losses, finite, info.frozen, jnp.abs(slope)
 
     def estimate(theta, state, data, key):
         check_theta("es", theta)
@@ -95,12 +98,13 @@ def es(
             at_once=tasks_at_once,
         )
         steps = 0 if length is None else 2 * num_tasks * length
+        outputs = transform_all(outputs, ranks)
         return average(theta, *outputs, inner_steps=steps), state
 
     return Estimator(init, estimate)
 
 
-def _transform(difference, clip, sign):
+def _transform(difference, clip, sign, ranks=None):
     if clip is not None:
         difference = jnp.clip(difference, -clip, clip)
-    return difference if sign is None else sign * jnp.sign(difference)
+    return transform_pair(difference, sign, ranks)

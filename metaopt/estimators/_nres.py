@@ -29,6 +29,7 @@ from metaopt.estimators._shared import (
     map_tasks,
     perturbation,
 )
+from metaopt.estimators._transforms import check_transforms, transform_all, transform_pair
 from metaopt.unroll import Episode, Horizon, episodes
 
 
@@ -52,6 +53,8 @@ def nres(
     horizon: int | Horizon,
     num_tasks: int = 8,
     tasks_at_once: int | None = None,
+    sign: Scalar | None = None,
+    ranks: Scalar | None = None,
     stagger: bool = True,
 ) -> Estimator:
     """Estimates the gradient of the σ-smoothed loss of whole trajectories from windows.
@@ -66,17 +69,22 @@ def nres(
         tasks_at_once: how many of them are vectorised at a time, a divisor of `num_tasks`; fewer
             need less memory, and on CPUs run faster where all do not fit the cache. None: all.
             Static.
+        sign: the constant c of `sign(Σ_k d_k) · c`, which replaces the mean difference of a window.
+            Traced; None: the mean difference itself.
+        ranks: the constant c that multiplies differences of centred ranks, which replace those of
+            the losses. Traced; None: not ranked. Excludes `sign`.
         stagger: whether tasks start at different phases of their first trajectory. Static.
 
     Returns:
         An estimator whose state has the task axis first.
 
     Raises:
-        ValueError: for a non-positive `sigma`, `num_tasks < 1`, or a horizon that is not a multiple
-            of `truncation`.
+        ValueError: for a non-positive `sigma`, `sign` or `ranks`, the last two together,
+            `num_tasks < 1`, or a horizon that is not a multiple of `truncation`.
         TypeError: if `theta` has leaves that are not floating-point.
     """
     check_positive("nres", sigma=sigma)
+    check_transforms("nres", sign, ranks)
     check_tasks("nres", num_tasks, tasks_at_once)
     if horizon is None:
         raise ValueError("nres: horizon=None, but a trajectory needs an end; give its steps.")
@@ -101,9 +109,11 @@ def nres(
             antithetic(theta, eps), state.arms, data, key_window
         )
         losses = jnp.mean(window.loss, axis=1)
-        slope, finite = finite_or_zero(losses[0] - losses[1])
+        difference = losses[0] - losses[1]
+        slope, finite = finite_or_zero(transform_pair(difference, sign, ranks))
         grad = optax.tree.scale(slope / (2 * sigma**2), eps)
-        outputs = (grad, jnp.mean(losses), finite, window.frozen, jnp.abs(slope))
+        spread = jnp.abs(finite_or_zero(difference)[0])
+        outputs = (grad, losses, finite, window.frozen, spread)
         return outputs, NRESState(arms, eps)
 
     def estimate(theta, state, data, key):
@@ -114,6 +124,7 @@ def nres(
             num_tasks=num_tasks,
             at_once=tasks_at_once,
         )
+        outputs = transform_all(outputs, ranks)
         return average(theta, *outputs, inner_steps=2 * num_tasks * truncation), state
 
     return Estimator(init, estimate)

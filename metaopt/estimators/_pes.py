@@ -34,6 +34,7 @@ from metaopt.estimators._shared import (
     map_tasks,
     perturbation,
 )
+from metaopt.estimators._transforms import check_transforms, transform_all, transform_pair
 from metaopt.unroll import Episode, Horizon, episodes
 
 Boundary = Literal["exclusive", "inclusive"]
@@ -60,6 +61,7 @@ def pes(
     num_tasks: int = 8,
     tasks_at_once: int | None = None,
     sign: Scalar | None = None,
+    ranks: Scalar | None = None,
     stagger: bool = True,
     boundary: Boundary = "exclusive",
 ) -> Estimator:
@@ -77,6 +79,8 @@ def pes(
             Static.
         sign: the constant c that replaces every d_k of a window by `sign(mean d) · c`. Traced;
             None: the differences themselves.
+        ranks: the constant c that multiplies differences of centred ranks, which replace every
+            d_k of a window. Traced; None: not ranked. Excludes `sign`.
         stagger: whether tasks start at different phases of their first trajectory. Static.
         boundary: see the module. Static.
 
@@ -84,11 +88,13 @@ def pes(
         An estimator whose state has the task axis first.
 
     Raises:
-        ValueError: for a non-positive `sigma` or `sign`, `num_tasks < 1`, an unknown `boundary`,
-            or a horizon that is not a multiple of `truncation`.
+        ValueError: for a non-positive `sigma`, `sign` or `ranks`, the last two together,
+            `num_tasks < 1`, an unknown `boundary`, or a horizon that is not a multiple of
+            `truncation`.
         TypeError: if `theta` has leaves that are not floating-point.
     """
-    check_positive("pes", sigma=sigma, **({} if sign is None else {"sign": sign}))
+    check_positive("pes", sigma=sigma)
+    check_transforms("pes", sign, ranks)
     check_tasks("pes", num_tasks, tasks_at_once)
     if boundary not in get_args(Boundary):
         raise ValueError(
@@ -113,12 +119,15 @@ def pes(
         )
         difference = window.loss[0] - window.loss[1]
         mask = jnp.ones_like(difference)
-        old, new, finite = window_weights(difference, window.done[0], mask, boundary, sign)
+        old, new, finite = window_weights(
+            transform_pair(difference, None, ranks), window.done[0], mask, boundary, sign
+        )
         noise = optax.tree.add(state.noise, eps)
         grad = jax.tree.map(lambda x, e: (old * x + new * e) / (2 * sigma**2), noise, eps)
         noise = carried_noise(noise, eps, window.done[0], boundary)
         spread = jnp.abs(jnp.mean(difference))
-        return (grad, jnp.mean(window.loss), finite, window.frozen, spread), PESState(arms, noise)
+        losses = jnp.mean(window.loss, axis=1)
+        return (grad, losses, finite, window.frozen, spread), PESState(arms, noise)
 
     def estimate(theta, state, data, key):
         outputs, state = map_tasks(
@@ -128,6 +137,7 @@ def pes(
             num_tasks=num_tasks,
             at_once=tasks_at_once,
         )
+        outputs = transform_all(outputs, ranks)
         return average(theta, *outputs, inner_steps=2 * num_tasks * truncation), state
 
     return Estimator(init, estimate)

@@ -25,6 +25,7 @@ from metaopt.estimators._shared import (
     map_tasks,
     perturbation,
 )
+from metaopt.estimators._transforms import check_transforms, transform_all, transform_pair
 from metaopt.unroll import Episode, Horizon, episodes
 
 
@@ -43,6 +44,7 @@ def truncated_es(
     num_tasks: int = 8,
     tasks_at_once: int | None = None,
     sign: Scalar | None = None,
+    ranks: Scalar | None = None,
     stagger: bool = True,
 ) -> Estimator:
     """Estimates the gradient of the σ-smoothed loss of one window. Biased.
@@ -58,17 +60,20 @@ def truncated_es(
             need less memory, and on CPUs run faster where all do not fit the cache. None: all.
             Static.
         sign: the constant c of `sign(L̄⁺ − L̄⁻) · c`. Traced; None: the difference itself.
+        ranks: the constant c that multiplies differences of centred ranks, which replace those of
+            the losses. Traced; None: not ranked. Excludes `sign`.
         stagger: whether tasks start at different phases of their first trajectory. Static.
 
     Returns:
         An estimator whose state has the task axis first.
 
     Raises:
-        ValueError: for a non-positive `sigma` or `sign`, `num_tasks < 1`, or a horizon that is
-            not a multiple of `truncation`.
+        ValueError: for a non-positive `sigma`, `sign` or `ranks`, the last two together,
+            `num_tasks < 1`, or a horizon that is not a multiple of `truncation`.
         TypeError: if `theta` has leaves that are not floating-point.
     """
-    check_positive("truncated_es", sigma=sigma, **({} if sign is None else {"sign": sign}))
+    check_positive("truncated_es", sigma=sigma)
+    check_transforms("truncated_es", sign, ranks)
     check_tasks("truncated_es", num_tasks, tasks_at_once)
     run = episodes(
         system, truncation=truncation, horizon=horizon, stagger=stagger, name="truncated_es"
@@ -88,10 +93,10 @@ def truncated_es(
         )
         losses = jnp.mean(window.loss, axis=1)
         difference = losses[0] - losses[1]
-        slope, finite = finite_or_zero(difference if sign is None else sign * jnp.sign(difference))
+        slope, finite = finite_or_zero(transform_pair(difference, sign, ranks))
         grad = optax.tree.scale(slope / (2 * sigma**2), eps)
         above = jax.tree.map(lambda x: x[0], arms)
-        outputs = (grad, jnp.mean(losses), finite, window.frozen, jnp.abs(difference))
+        outputs = (grad, losses, finite, window.frozen, jnp.abs(difference))
         return outputs, TruncatedESState(above)
 
     def estimate(theta, state, data, key):
@@ -102,6 +107,7 @@ def truncated_es(
             num_tasks=num_tasks,
             at_once=tasks_at_once,
         )
+        outputs = transform_all(outputs, ranks)
         return average(theta, *outputs, inner_steps=2 * num_tasks * truncation), state
 
     return Estimator(init, estimate)

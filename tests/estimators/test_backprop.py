@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from metaopt import unroll
+from metaopt import core, unroll
 from metaopt.core import StepInfo, System
 from metaopt.estimators import backprop
 from tests.estimators import toys
@@ -56,6 +57,57 @@ def test_a_task_whose_gradient_is_not_finite_contributes_zero():
     healthy = 1 - estimate.info.nonfinite
     assert 0 < healthy < 1
     np.testing.assert_allclose(estimate.grad, healthy * THETA / jnp.linalg.norm(THETA), rtol=1e-5)
+
+
+def test_gradients_of_the_inner_gradient_can_be_chosen(x64):
+    problem = core.BilevelProblem(
+        init=lambda key: jnp.zeros(2),
+        inner_loss=lambda params, theta, data, key: jnp.sum(
+            (params - 1) ** 2 + jnp.exp(theta["penalty"]) * params**2
+        ),
+        outer_loss=lambda params, theta, data, key: jnp.sum((params - theta["aim"]) ** 2),
+    )
+    system = core.bilevel_training(problem, optax.sgd(0.1))
+    theta = {"penalty": jnp.array([0.1, -0.3]), "aim": jnp.array(0.4)}
+
+    def estimate(gradient):
+        estimator = backprop(system, horizon=3, num_tasks=1, gradient=gradient)
+        return jax.jit(estimator.estimate)(theta, (), (), jax.random.key(8))[0]
+
+    reverse, mixed = estimate("reverse"), estimate("mixed")
+    assert relative_error(mixed.grad, reverse.grad) < 1e-12
+    assert mixed.info.oracles == reverse.info.oracles
+    with pytest.raises(ValueError, match=r"backprop: gradient='first_order' leaves theta\['pen"):
+        estimate("first_order")
+    meta_loss = unroll.meta_loss(system, horizon=3)
+    with pytest.raises(ValueError, match="takes its inner gradients by itself; drop gradient="):
+        backprop(meta_loss, gradient="mixed")
+
+
+def test_first_order_maml_is_the_query_gradient_at_the_adapted_parameters(x64):
+    curvature = jnp.array([1.0, 3.0])
+
+    def loss(params, task_params, batch, key):
+        return 0.5 * jnp.sum(curvature * (params - batch) ** 2), None
+
+    family = core.TaskFamily(
+        sample=lambda key: (),
+        init=lambda task_params, key: jnp.zeros(2),
+        batch=lambda data, task_params, key: data,
+        loss=loss,
+    )
+    theta, data = jnp.array([0.3, -0.2]), core.Split(jnp.zeros(2), jnp.ones(2))
+    estimator = backprop(
+        core.adaptation(family, optax.sgd(0.1)),
+        horizon=2,
+        num_tasks=1,
+        objective="last",
+        gradient="first_order",
+    )
+    estimate, _ = jax.jit(estimator.estimate)(theta, (), data, jax.random.key(9))
+    adapted = (1 - 0.1 * curvature) ** 2 * theta
+    np.testing.assert_allclose(estimate.grad, curvature * (adapted - 1), rtol=1e-12)
+    assert estimate.info.oracles.hessian_products == 0
 
 
 def test_a_plain_function_is_a_problem_too():

@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from metaopt import core
 from metaopt.estimators import backprop, truncated_backprop
 from tests.estimators import toys
 from tests.helpers import central_differences, relative_error
@@ -63,6 +65,23 @@ def test_staggered_tasks_start_at_different_phases_and_reset_on_time():
     np.testing.assert_array_equal(state.episode.state.inner.time, 2)
     _, state = windows(estimator, jnp.array(1.0), 2)
     np.testing.assert_array_equal(state.episode.state.inner.time, np.where(clocks == 8, 2, 4))
+
+
+def test_a_first_order_window_refuses_what_it_cannot_reach():
+    problem = core.BilevelProblem(
+        init=lambda key: jnp.zeros(2),
+        inner_loss=lambda params, theta, data, key: jnp.sum((params - theta) ** 2),
+        outer_loss=lambda params, theta, data, key: jnp.sum(params**2),
+    )
+    system = core.bilevel_training(problem, optax.sgd(0.1))
+    settings = {"truncation": 2, "horizon": 4, "num_tasks": 1, "stagger": False}
+    mixed = truncated_backprop(system, gradient="mixed", **settings)
+    # p ← 0.8 p + 0.2 θ twice from 0; the loss of both steps, (0.2² + 0.36²) θ² / 2, by θ.
+    estimates, _ = windows(mixed, THETA, 1)
+    np.testing.assert_allclose(estimates[0].grad, (0.2**2 + 0.36**2) * THETA, rtol=1e-5)
+    first_order = truncated_backprop(system, gradient="first_order", **settings)
+    with pytest.raises(ValueError, match="truncated_backprop: gradient='first_order' leaves theta"):
+        windows(first_order, THETA, 1)
 
 
 def test_bad_settings_are_refused():

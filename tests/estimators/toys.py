@@ -72,6 +72,18 @@ def nonlinear() -> System:
     return System(init, step)
 
 
+def logistic_map() -> System:
+    """s ← θ s (1 − s): chaotic at θ = 4, with the Lyapunov exponent log 2; the loss is s."""
+
+    def init(theta, data, key, *, num_steps=None):
+        return jax.random.uniform(key, theta.shape, theta.dtype, 0.1, 0.9)
+
+    def step(theta, state, data, key):
+        return theta * state * (1 - state), StepInfo(state, jnp.array(False))
+
+    return System(init, step)
+
+
 def fragile() -> System:
     """Like `linear`, but a task drawn with probability ½ is NaN from its first step."""
 
