@@ -1,4 +1,4 @@
-"""Comparisons for people (a table, a figure) and for programs (JSON)."""
+"""Comparisons and diagnoses for people (a table, a figure) and for programs (JSON)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,25 +7,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metaopt.eval._compare import Comparison, Result
+from metaopt.eval._diagnose import Diagnosis
+from metaopt.eval._diagnosis_report import (
+    diagnosis_figure,
+    diagnosis_from_json,
+    diagnosis_json,
+    diagnosis_table,
+)
+from metaopt.eval._drawing import COLOURS, plain, save
 from metaopt.eval._metrics import smooth
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Okabe & Ito's palette without its yellow: tells apart under all common colour blindness.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MAX_POINTS = 400
 
 
-def table(results: Comparison) -> "Table":
-    """A rich table with one row for each contender.
+def table(results: Comparison | Diagnosis) -> "Table":
+    """A rich table with one row for each contender, or for each horizon and estimator.
 
-    `*` marks a learning rate at the end of the grid, `=` a fixed one; `>T` steps, a majority of
-    seeds that did not reach the reference's final loss; `<`, a speed-up that such seeds bound from
-    above.
+    Of a comparison, `*` marks a learning rate at the end of the grid, `=` a fixed one; `>T` steps,
+    a majority of seeds that did not reach the reference's final loss; `<`, a speed-up that such
+    seeds bound from above. Of a diagnosis, the caption explains the columns.
 
     Args:
-        results: from `compare`.
+        results: from `compare` or `diagnose`.
 
     Returns:
         A `rich.table.Table`, for `rich.print`.
@@ -34,6 +40,8 @@ def table(results: Comparison) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
+    if isinstance(results, Diagnosis):
+        return diagnosis_table(results)
     protocol = results.protocol
     has_accuracy = any(r.validation_accuracy is not None for r in results.results)
     caption = (
@@ -73,18 +81,21 @@ def _cells(result: Result, num_steps: int, has_accuracy: bool) -> list[str]:
     ]
 
 
-def to_json(results: Comparison) -> dict[str, Any]:
+def to_json(results: Comparison | Diagnosis) -> dict[str, Any]:
     """Everything a report or a figure needs, as JSON-ready values; NaN and inf become None.
 
     Args:
-        results: from `compare`.
+        results: from `compare` or `diagnose`.
 
     Returns:
-        A dictionary: `"protocol"`, and `"contenders"`, the results with a smoothed training curve,
-        thinned to at most 400 points: its mean over seeds and the middle 95 % of the seeds.
+        A dictionary. Of a comparison: `"protocol"`, and `"contenders"`, the results with a smoothed
+        training curve, thinned to at most 400 points: its mean over seeds and the middle 95 % of
+        the seeds. Of a diagnosis: its fields, and the `"recommendation"`.
     """
+    if isinstance(results, Diagnosis):
+        return diagnosis_json(results)
     contenders = [_record(result) for result in results.results]
-    return _plain({"protocol": results.protocol._asdict(), "contenders": contenders})
+    return plain({"protocol": results.protocol._asdict(), "contenders": contenders})
 
 
 def _record(result: Result) -> dict[str, Any]:
@@ -115,49 +126,43 @@ def _thinned(losses) -> dict[str, np.ndarray]:
     return {"step": points + 1, "mean": smoothed.mean(axis=0), "low": low, "high": high}
 
 
-def _plain(value) -> Any:
-    """Python numbers, lists and dictionaries; non-finite numbers, which JSON lacks, as None."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
-
-
 def figure(
-    results: Comparison | Mapping[str, Any],
+    results: Comparison | Diagnosis | Mapping[str, Any],
     path: str | Path,
     *,
     title: str | None = None,
     loss_label: str = "training loss",
 ) -> tuple[Path, Path]:
-    """Draws the smoothed training curves: mean over seeds, band over the middle 95 % of the seeds.
+    """Draws smoothed training curves, or the panels of a diagnosis.
+
+    Curves: mean over seeds, band over the middle 95 % of the seeds. Panels: bias, variance and cost
+    against the horizon, growth of small differences, slices of the meta-loss.
 
     Touches no global plotting state. The loss axis is logarithmic if all losses are positive. A
     curve ends where the first of its seeds diverged.
 
     Args:
-        results: from `compare`, or what `to_json` made of it.
+        results: from `compare` or `diagnose`, or what `to_json` made of it.
         path: where to write; the suffix is replaced. Directories are created.
         title: above the axes; none by default.
-        loss_label: what the loss is, with its unit, such as `"cross-entropy (nats)"`.
+        loss_label: what the loss of curves is, with its unit, such as `"cross-entropy (nats)"`.
 
     Returns:
         The paths of the PNG and of the SVG.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
+
+    if not isinstance(results, Comparison | Diagnosis) and "estimators" in results:
+        results = diagnosis_from_json(results)
+    if isinstance(results, Diagnosis):
+        return save(diagnosis_figure(results, title=title), path)
 
     record = to_json(results) if isinstance(results, Comparison) else results
     num_steps = record["protocol"]["num_steps"]
     canvas = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = canvas.add_subplot()
     for index, contender in enumerate(record["contenders"]):
-        _draw(axes, contender, _COLOURS[index % len(_COLOURS)], dashed=index >= len(_COLOURS))
+        _draw(axes, contender, COLOURS[index % len(COLOURS)], dashed=index >= len(COLOURS))
     curves = [contender["curve"] for contender in record["contenders"]]
     lows = [low for curve in curves for low in curve["low"] if low is not None]
     starts = [curve["high"][0] for curve in curves if curve["high"][0] is not None]
@@ -171,14 +176,7 @@ def figure(
     canvas.legend(loc="outside right upper", frameon=False)
     if title is not None:
         axes.set_title(title, loc="left")
-
-    png, svg = Path(path).with_suffix(".png"), Path(path).with_suffix(".svg")
-    png.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed salt and no date: the same results give the same file.
-    with rc_context({"svg.hashsalt": "metaopt"}):
-        canvas.savefig(png, dpi=200)
-        canvas.savefig(svg, metadata={"Date": None})
-    return png, svg
+    return save(canvas, path)
 
 
 def _draw(axes, contender, colour, *, dashed):

@@ -11,6 +11,7 @@ import optax
 
 from metaopt import eval as evaluation
 from metaopt.core import LearnedOptimizer
+from tests.estimators import toys
 from tests.eval.families import noisy_quadratic
 
 sgd = LearnedOptimizer(
@@ -61,11 +62,40 @@ def cosine():
     return at, (jnp.array(0.1), jnp.array(3))
 
 
+def lyapunov():
+    """Growth of a difference, as a function of theta."""
+
+    def growth(theta, key):
+        return evaluation.lyapunov(toys.logistic_map(), theta, (), key, num_steps=3)
+
+    return growth, (jnp.array(3.7), jax.random.key(0))
+
+
+def loss_slice():
+    """Losses along a line, as a function of theta."""
+
+    def losses(theta, direction, key):
+        return evaluation.loss_slice(
+            lambda theta, data, key: (
+                jnp.sum(theta**2) + 0 * jax.random.normal(key, (), theta.dtype)
+            ),
+            theta,
+            direction,
+            (),
+            key,
+            offsets=jnp.linspace(-1, 1, 3).astype(theta.dtype),
+        )
+
+    return losses, (jnp.array([0.3, -0.2]), jnp.array([1.0, 2.0]), jax.random.key(0))
+
+
 EVAL_ROWS = [
     ("baselines", functools.partial(baseline, 0)),
     ("baselines", functools.partial(baseline, 1)),
     ("baselines", functools.partial(baseline, 2)),
     ("cosine", cosine),
     ("learning_curve", learning_curve),
+    ("loss_slice", loss_slice),
+    ("lyapunov", lyapunov),
     ("probe", probe),
 ]
