@@ -12,6 +12,8 @@ machine then falls on all of them alike.
 
 import json
 import os
+import pathlib
+import platform
 import statistics
 import subprocess
 import sys
@@ -46,6 +48,21 @@ def row(facts: dict, times: dict[str, list[float]]) -> dict:
         "cpu_ms_median": round(statistics.median(times["cpu_ms"]), 3),
         "repeats": len(times["ms"]),
         "inner_steps_per_s": round(1e3 * facts["inner_steps"] / median),
+    }
+
+
+def provenance() -> dict:
+    """The code and the machine; taken at the start, since the working tree may change later."""
+
+    def git(*arguments):
+        command = ["git", "-C", str(pathlib.Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain", "--", "../metaopt")),
+        "python": platform.python_version(),
+        "cpu_count": os.cpu_count(),
     }
 
 

@@ -82,7 +82,7 @@ def images(rng) -> dict[str, np.ndarray]:
     return arrays
 
 
-PROBLEMS = {"sinusoids": (sinusoids, 0.01), "images": (images, 0.1)}
+PROBLEMS = {"sinusoids": (sinusoids, 0.01), "images": (images, 0.01)}
 
 
 def start_sides(cfg: Config, problem: str) -> dict[str, _measure.Side]:

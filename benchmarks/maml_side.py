@@ -2,10 +2,11 @@
 
 `metaopt` is `metaopt.algorithms.maml` and an Adam step in one compiled call; it draws its tasks
 from those of the shared file. The hand-written programs take all tasks of the file as arrays:
-`jax hand` is `jit(vmap(scan))`; for images, `jax obvious` is the same with XLA's convolution and
-`jax hand` maps over tasks and unrolls the inner steps.
+`jax hand` is `jit(vmap(scan))`; for images it maps over tasks, unrolls the inner steps and writes
+convolutions as matrix products, and `jax obvious` is `jit(vmap(scan))` with XLA's convolution.
 """
 
+import functools
 import importlib.metadata
 import time
 
@@ -20,11 +21,20 @@ from metaopt import algorithms, core
 LEARNING_RATE = 1e-3
 
 
-def convolve(x, w):
-    """A 3 x 3 "SAME" convolution."""
+def xla_convolution(x, w):
+    """A 3 x 3 "SAME" convolution; slow on CPU under vmap and inside loops."""
     return jax.lax.conv_general_dilated(
         x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def nine_slices(x, w):
+    """The same as one matrix product of nine shifted images."""
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifts = [(i, j) for i in range(3) for j in range(3)]
+    patches = [padded[:, i : i + height, j : j + width] for i, j in shifts]
+    return jnp.concatenate(patches, axis=-1) @ w.reshape(-1, w.shape[-1])
 
 
 def halve(x):
@@ -35,17 +45,17 @@ def halve(x):
     return jnp.maximum(x[:, :, 0::2], x[:, :, 1::2])
 
 
-def apply(params, x):
+def apply(params, x, convolve):
     """Dense layers on [n, 1], or convolutions on [n, h, w, 1] with a dense head."""
     for w, b in params[:-1]:
-        x = jax.nn.relu(halve(convolve(x, w) + b) if w.ndim == 4 else x @ w + b)
+        x = jax.nn.relu((halve(convolve(x, w)) if w.ndim == 4 else x @ w) + b)
     w, b = params[-1]
     return x.reshape(x.shape[0], -1) @ w + b
 
 
-def loss(params, x, y):
+def loss(params, x, y, convolve=nine_slices):
     """Squared error of sinusoids, cross-entropy of images."""
-    outputs = apply(params, x)
+    outputs = apply(params, x, convolve)
     if jnp.issubdtype(y.dtype, jnp.floating):
         return jnp.mean((outputs - y) ** 2)
     return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
@@ -85,12 +95,13 @@ def with_metaopt(theta, pools, s):
     return gradient
 
 
-def by_hand(theta, pools, s, *, over_tasks, loop):
+def by_hand(theta, pools, s, *, over_tasks, loop, convolve=nine_slices):
     """Plain JAX without a library."""
+    of_batch = functools.partial(loss, convolve=convolve)
 
     def task_loss(theta, xs, ys, xq, yq):
         def step(params, _):
-            grads = jax.grad(loss)(params, xs, ys)
+            grads = jax.grad(of_batch)(params, xs, ys)
             return jax.tree.map(lambda p, g: p - s["inner_lr"] * g, params, grads), None
 
         params = theta
@@ -99,7 +110,7 @@ def by_hand(theta, pools, s, *, over_tasks, loop):
         else:
             for _ in range(s["steps"]):
                 params, _ = step(params, None)
-        return loss(params, xq, yq)
+        return of_batch(params, xq, yq)
 
     tasks = (*pools.inner, *pools.outer)
 
@@ -127,7 +138,9 @@ def build(settings: dict):
         if library == "metaopt":
             return with_metaopt(theta, pools, settings)(theta, key)
         kind = {"over_tasks": "vmap", "loop": "scan"}
-        if images and library == "jax hand":
+        if library == "jax obvious":
+            kind["convolve"] = xla_convolution
+        elif images:
             kind = {"over_tasks": "map", "loop": "unrolled"}
         return by_hand(theta, pools, settings, **kind)(theta, key)
 

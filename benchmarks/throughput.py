@@ -22,8 +22,6 @@ Results: `results/throughput.json` with configuration, versions and commit.
 import itertools
 import json
 import os
-import platform
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,21 +159,6 @@ def table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def provenance() -> dict:
-    """The code and the machine; taken at the start, since the working tree may change later."""
-
-    def git(*arguments):
-        command = ["git", "-C", str(HERE), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain", "--", "../metaopt")),
-        "python": platform.python_version(),
-        "cpu_count": os.cpu_count(),
-    }
-
-
 def write(cfg: Config, origin: dict, rows: list[dict]) -> None:
     """Writes configuration, provenance, versions and rows as JSON."""
     report = {
@@ -209,7 +192,7 @@ def main(cfg: Config) -> None:
     if cfg.profile:
         print_profile(cfg)
         return
-    origin = provenance()
+    origin = _measure.provenance()
     sides = start_sides(cfg)
     rows: dict[tuple, dict] = {}
     try:

@@ -255,6 +255,35 @@ def nystrom() -> str:
     return _table(["curvature", "solver or damping", "relative error per seed"], lines)
 
 
+def diagnoses() -> str:
+    """What the instrument says of three problems."""
+    lines = []
+    for problem, result in _load("experiments/results/diagnose.json")["results"].items():
+        lines += [f"**{problem}**", "", *(f"- {text}" for text in result["recommendation"]), ""]
+    return "\n".join(lines).rstrip()
+
+
+def bilevel() -> str:
+    """Final values of the bilevel estimators, and which published orderings they reproduce."""
+    record = _load("experiments/results/bilevel.json")
+    problems = list(record["results"])
+    methods = list(record["results"][problems[0]])
+
+    def cell(entry):
+        return f"{entry['median'][-1]:.3g} ({1e3 * entry['seconds']:.0f} ms)"
+
+    values = _table(
+        ["estimator", *problems],
+        [[name, *(cell(record["results"][p][name]) for p in problems)] for name in methods],
+    )
+    orderings = _table(
+        ["claim", "paper", *problems],
+        [[o["claim"], o["source"], *("yes" if o["reproduced"][p] else "no" for p in problems)]
+         for o in record["orderings"]],
+    )  # fmt: skip
+    return f"{values}\n\n{orderings}"
+
+
 BLOCKS = (
     newcomer,
     digits,
@@ -269,6 +298,8 @@ BLOCKS = (
     penalties,
     imaml,
     nystrom,
+    bilevel,
+    diagnoses,
 )
 
 

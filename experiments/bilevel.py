@@ -365,18 +365,22 @@ def main(config: Config) -> dict:
 def _figure(record: dict, path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(14, 4.4), layout="constrained")
-    panels = canvas.subplots(1, len(record["results"]))
-    for panel, (problem, row) in zip(panels, record["results"].items(), strict=True):
+    canvas = Figure(figsize=(14, 8), layout="constrained")
+    panels = canvas.subplots(2, len(record["results"]), sharey="col")
+    for column, (problem, row) in zip(panels.T, record["results"].items(), strict=True):
         for index, (name, result) in enumerate(row.items()):
             style = ("-", "--", ":")[index // 7 % 3]
-            panel.plot(
-                result["calls"], result["median"], style, color=f"C{index % 7}", label=name, lw=1
-            )
-        panel.set(yscale="log", xlabel="oracle calls", title=problem)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("value (see the script)")
-    canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside right", frameon=False)
+            calls = np.asarray(result["calls"])
+            milliseconds = 1e3 * result["seconds"] * calls / calls[-1]
+            for panel, x in zip(column, (calls, milliseconds), strict=True):
+                panel.plot(x, result["median"], style, color=f"C{index % 7}", label=name, lw=1)
+        column[0].set(yscale="log", xlabel="oracle calls", title=problem)
+        column[1].set(yscale="log", xlabel="milliseconds per run")
+        for panel in column:
+            panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("value (see the script)")
+    canvas.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right", frameon=False)
     canvas.savefig(path.with_suffix(".png"), dpi=160)
 
 

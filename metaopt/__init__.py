@@ -11,11 +11,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from metaopt import (
+        algorithms,
         core,
         data,
         doctor,
         estimators,
         eval,
+        implicit,
         learned,
         optimizers,
         tasks,
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [  # noqa: F822
+    "algorithms",
     "core",
     "data",
     "doctor",
     "estimators",
     "eval",
+    "implicit",
     "learned",
     "optimizers",
     "tasks",

@@ -17,7 +17,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt import core, data, estimators, learned, optimizers, tasks, train, tree, unroll
+from metaopt import (
+    algorithms,
+    core,
+    data,
+    estimators,
+    implicit,
+    learned,
+    optimizers,
+    tasks,
+    train,
+    tree,
+    unroll,
+)
 from tests.estimators import toys
 from tests.eval.rows import EVAL_ROWS
 from tests.learned.rows import ROWS as LEARNED_ROWS
@@ -132,10 +144,57 @@ def best_response_estimator():
     return estimators.best_response(ridge(), optax.sgd(0.1)), theta(), jnp.array(RIDGE_TARGET)
 
 
+def implicit_estimator(**settings):
+    """Implicit gradients of a ridge regression, or with settings one-step gradients."""
+    if settings:
+        estimator = estimators.one_step(ridge(), **settings)
+    else:
+        estimator = estimators.implicit(ridge(), inner_opt=optax.adam(0.1), num_steps=3)
+    return estimator, theta(), jnp.array(RIDGE_TARGET)
+
+
+def mixed_training():
+    """Ridge regression, its inner gradient taken in mixed mode."""
+    system, *rest = bilevel_training()
+    return unroll.with_gradient(system, "mixed"), *rest
+
+
 def episodes():
     """Windows with resets."""
     horizon = unroll.log_uniform(2, 6)
     return unroll.episodes(toy(), truncation=2, horizon=horizon), theta(), ()
+
+
+def on_bilevel(make, *args, **settings):
+    """A bilevel estimator on a mean over rows; tiny, for there are many of them."""
+
+    def inner_loss(params, theta, data, key):
+        del key
+        return jnp.mean((params - data.inner) ** 2) + jnp.sum(jnp.exp(theta) * params**2)
+
+    def outer_loss(params, theta, data, key):
+        del theta, key
+        return jnp.mean((params - data.outer) ** 2)
+
+    problem = core.BilevelProblem(lambda key: jnp.ones(()), inner_loss, outer_loss)
+    pools = core.Split(jnp.array([1.0, 1.5]), jnp.array([2.0, 0.5]))
+    return make(problem, *args, **settings), jnp.array([0.3]), pools
+
+
+def minibatched():
+    """The training of a bilevel problem by batches."""
+    system = core.bilevel_training(
+        core.minibatched(
+            core.BilevelProblem(
+                lambda key: jnp.ones(()),
+                lambda params, theta, data, key: jnp.mean((params - data.inner * theta) ** 2),
+                lambda params, theta, data, key: jnp.mean((params - data.outer) ** 2),
+            ),
+            batch_size=2,
+        ),
+        optax.sgd(0.1),
+    )
+    return system, jnp.array(0.3), core.Split(jnp.array([1.0, 1.5, 2.0]), jnp.ones(2))
 
 
 SYSTEM_ROWS = [
@@ -143,7 +202,9 @@ SYSTEM_ROWS = [
     row("core.training", validated_training, "core.training-validation", heavy=True),
     row("core.adaptation", adaptation),
     row("core.bilevel_training", bilevel_training),
+    row("core.minibatched", minibatched),
     row("unroll.freeze_diverged", lambda: (unroll.freeze_diverged(toy()), theta(), ())),
+    row("unroll.with_gradient", mixed_training),
     row("unroll.auto_reset unroll.log_uniform", lambda: (ends_by_itself(), theta(), ())),
     row("unroll.episodes", episodes),
 ]
@@ -162,6 +223,29 @@ def unrolled(remat):
 def whole_trajectory(make, **settings):
     """The loss of a trajectory of the toy system."""
     return make(toy(), **settings), (theta(), (), jax.random.key(0))
+
+
+def inner_gradient(transform):
+    """Two gradient steps on a function of the parameters, noisy by a key."""
+
+    def descend(params, key):
+        noise = jax.random.normal(key, params.shape, params.dtype)
+        for _ in range(2):
+            value, grads = transform(lambda p: jnp.sum((p - noise) ** 4))(params)
+            params = params - 0.01 * grads
+        return params, value
+
+    return descend, (theta(), jax.random.key(0))
+
+
+def safe_adam():
+    """An update of Adam with one gradient that is zero, as a function of the parameters."""
+
+    def update(params, slopes):
+        inner_opt = unroll.differentiable(optax.adam(0.1))
+        return inner_opt.update(slopes * params**3, inner_opt.init(params), params)
+
+    return update, (theta(), jnp.array([0.0, 1.0]))
 
 
 def draw(function, **settings):
@@ -187,6 +271,69 @@ def keep_best():
         return state.best_theta, state.best_score
 
     return best, (theta(), jnp.array(0.5), jax.random.key(0))
+
+
+def solution(find):
+    """A point that a linear system determines, through an implicit rule."""
+    return find, (theta(), jnp.zeros(2))
+
+
+def minimiser(solver):
+    """The minimiser of a quadratic; its derivatives are solved for by `solver`."""
+
+    def loss(x, theta):
+        return jnp.sum(x**2) + x[0] * x[1] - x @ jnp.sin(theta)
+
+    def newton(loss, start):
+        return start - jnp.linalg.solve(jax.hessian(loss)(start), jax.grad(loss)(start))
+
+    return solution(implicit.minimise(loss, newton, solver=solver))
+
+
+def root(solver):
+    """The root of a linear function without symmetry."""
+
+    def residual(x, theta):
+        return jnp.stack([2 * x[0] + x[1], 3 * x[1]]) - jnp.sin(theta)
+
+    def newton(residual, start):
+        return start - jnp.linalg.solve(jax.jacfwd(residual)(start), residual(start))
+
+    return solution(implicit.root(residual, newton, solver=solver))
+
+
+def fixed_point():
+    """The fixed point of a contraction."""
+
+    def iterate(update, start):
+        return jax.lax.fori_loop(0, 60, lambda _, x: update(x), start)
+
+    def update(x, theta):
+        return 0.5 * jnp.cos(x) + theta
+
+    solver = implicit.neumann(num_terms=60, step_size=1.0)
+    return solution(implicit.fixed_point(update, iterate, solver=solver))
+
+
+def hypergradient():
+    """Of the ridge problem, by a solver that can itself be differentiated."""
+    problem = ridge()
+    key = jax.random.key_data(jax.random.key(0))
+
+    def function(theta, params):
+        return implicit.hypergradient(
+            lambda params, theta: problem.outer_loss(params, theta, jnp.array(RIDGE_TARGET), None),
+            jax.grad(
+                lambda params, theta: problem.inner_loss(
+                    params, theta, jnp.array(RIDGE_TARGET), jax.random.wrap_key_data(key)
+                )
+            ),
+            params,
+            theta,
+            solver=implicit.neumann(num_terms=3, step_size=0.2),
+        )
+
+    return function, (theta(), jnp.array([0.5, -0.5]))
 
 
 def three_updates(tx):
@@ -220,6 +367,35 @@ FUNCTION_ROWS = [
         "optimizers.complex_momentum optimizers.scale_by_complex_momentum",
         lambda: three_updates(optimizers.complex_momentum(0.1)),
     ),
+    row("implicit.minimise implicit.cg", lambda: minimiser(implicit.cg())),
+    row(
+        "implicit.jacobi implicit.cg",
+        lambda: minimiser(implicit.cg(preconditioner=implicit.jacobi())),
+    ),
+    row(
+        "implicit.nystrom_preconditioner implicit.seeded",
+        lambda: minimiser(
+            implicit.seeded(
+                implicit.cg(
+                    preconditioner=implicit.nystrom_preconditioner(rank=1, damping=1.0)
+                ),
+                jax.random.key(1),
+            )
+        ),
+    ),
+    row(
+        "implicit.nystrom implicit.seeded",
+        lambda: minimiser(
+            implicit.seeded(implicit.nystrom(rank=2, damping=0.1), jax.random.key(1))
+        ),
+    ),
+    row("implicit.dense", lambda: minimiser(implicit.dense())),
+    row("implicit.identity", lambda: minimiser(implicit.identity(scale=0.4))),
+    row("implicit.root implicit.gmres", lambda: root(implicit.gmres())),
+    row("implicit.bicgstab", lambda: root(implicit.bicgstab())),
+    row("implicit.normal_cg", lambda: root(implicit.normal_cg())),
+    row("implicit.fixed_point implicit.neumann", fixed_point),
+    row("implicit.hypergradient", hypergradient),
     row("train.keep_best", keep_best),
     row(
         "tree.all_finite",
@@ -239,6 +415,12 @@ FUNCTION_ROWS = [
     row(
         "unroll.sample_length",
         lambda: draw(lambda key: unroll.sample_length(unroll.log_uniform(2, 8), key)),
+    ),
+    row("unroll.differentiable", safe_adam),
+    row("unroll.mixed_value_and_grad", lambda: inner_gradient(unroll.mixed_value_and_grad)),
+    row(
+        "unroll.first_order_value_and_grad",
+        lambda: inner_gradient(unroll.first_order_value_and_grad),
     ),
     row("unroll.unroll", lambda: unrolled("none")),
     row("unroll.unroll", lambda: unrolled("step"), "unroll.unroll-step"),
@@ -273,6 +455,18 @@ def on_function(make):
     return make(meta_loss, num_tasks=2), theta(), jnp.ones(2)
 
 
+def maml():
+    """The initialisation of a quadratic; theta is adapted for two steps."""
+    family = tasks.quadratic(dim=2)
+    return algorithms.maml(family, optax.sgd(0.1), num_steps=2, num_tasks=2), theta(), ()
+
+
+def bootstrapped():
+    """An estimator on a system whose state has parameters."""
+    system, *rest = adaptation()
+    return estimators.bootstrapped(system, bootstrap=2, **WINDOWS), *rest
+
+
 def meta_step():
     """The meta-step as a system: theta comes from outside, everything else from the state."""
     families = {
@@ -300,6 +494,8 @@ ESTIMATOR_ROWS = [
         lambda: on_function(estimators.backprop),
         "estimators.backprop-function",
     ),
+    row("estimators.implicit", implicit_estimator),
+    row("estimators.one_step", lambda: implicit_estimator(step_size=0.1, num_tasks=2)),
     row("estimators.best_response", best_response_estimator),
     row("estimators.es", lambda: on_toy(estimators.es, sign=1.0, **WHOLE)),
     row("estimators.es", lambda: on_function(estimators.es), "estimators.es-function"),
@@ -307,6 +503,24 @@ ESTIMATOR_ROWS = [
     row("estimators.truncated_backprop", lambda: on_toy(estimators.truncated_backprop, **WINDOWS)),
     row("estimators.nres", lambda: on_toy(estimators.nres, **WINDOWS)),
     row("estimators.truncated_es", lambda: on_toy(estimators.truncated_es, **WINDOWS)),
+    row("estimators.gpes", lambda: on_toy(estimators.gpes, share=1, **WINDOWS)),
+    row(
+        "estimators.combined",
+        lambda: on_toy(estimators.combined, horizon=4, num_tasks=4, weights="halves"),
+    ),
+    row("estimators.forward", lambda: on_toy(estimators.forward, columns_at_once=1, **WHOLE)),
+    row(
+        "estimators.forward",
+        lambda: on_toy(estimators.forward, num_directions=1, **WINDOWS),
+        "estimators.forward-online",
+    ),
+    row("estimators.bootstrapped estimators.squared_distance", bootstrapped),
+    row(
+        "estimators.pes",
+        lambda: on_toy(estimators.pes, ranks=1.0, **WINDOWS),
+        "estimators.pes-ranks",
+        heavy=True,
+    ),
     row(
         "estimators.pes",
         lambda: (
@@ -329,7 +543,32 @@ ESTIMATOR_ROWS = [
         "estimators.truncated_backprop-network",
         heavy=True,
     ),
+    row(
+        "estimators.amigo",
+        lambda: on_bilevel(estimators.amigo, num_steps=1, num_system_steps=1),
+    ),
+    row("estimators.bamm", lambda: on_bilevel(estimators.bamm)),
+    row("estimators.bome", lambda: on_bilevel(estimators.bome, num_steps=1)),
+    row("estimators.bsa", lambda: on_bilevel(estimators.bsa, num_steps=1, num_terms=2)),
+    row("estimators.darts", lambda: on_bilevel(estimators.darts)),
+    row("estimators.f2sa", lambda: on_bilevel(estimators.f2sa, num_steps=1)),
+    row("estimators.fsla", lambda: on_bilevel(estimators.fsla)),
+    row("estimators.mrbo", lambda: on_bilevel(estimators.mrbo, num_terms=1)),
+    row("estimators.pbgd", lambda: on_bilevel(estimators.pbgd, num_steps=1)),
+    row("estimators.pzobo", lambda: on_bilevel(estimators.pzobo, num_steps=1, num_directions=1)),
+    row("estimators.saba", lambda: on_bilevel(estimators.saba, batch_size=1)),
+    row("estimators.sama", lambda: on_bilevel(estimators.sama, optax.adam(0.1, eps_root=1e-8))),
+    row("estimators.soba", lambda: on_bilevel(estimators.soba)),
+    row("estimators.srba", lambda: on_bilevel(estimators.srba, period=2)),
+    row("estimators.stocbio", lambda: on_bilevel(estimators.stocbio, num_steps=1, num_terms=1)),
+    row("estimators.sustain", lambda: on_bilevel(estimators.sustain, num_terms=2)),
+    row("estimators.ttsa", lambda: on_bilevel(estimators.ttsa, num_terms=2)),
+    row(
+        "estimators.vrbo",
+        lambda: on_bilevel(estimators.vrbo, period=2, num_steps=1, num_terms=1),
+    ),
     row("train.meta_step train.init_state", meta_step),
+    row("algorithms.maml algorithms.adapt", maml),
 ]
 
 
@@ -394,6 +633,15 @@ _EXEMPT = {
         core.LearnedOptimizer core.Oracles core.Split core.StepInfo core.System core.TaskFamily
         core.TrainingState data.Dataset data.Pool
         estimators.BestResponseState estimators.Response optimizers.ComplexMomentumState
+        estimators.ImplicitInfo estimators.ImplicitState
+        implicit.HyperInfo implicit.LinearSolver implicit.Operator implicit.SolveInfo
+        implicit.Status
+        estimators.AmIGOState estimators.DARTSState estimators.DoubleLoopState
+        estimators.F2SAState estimators.FSLAState estimators.GradientTable
+        estimators.MomentumState estimators.PBGDState estimators.SABAState estimators.SAMAState
+        estimators.SOBAState estimators.SRBAState estimators.VRBOState
+        estimators.BootstrappedInfo estimators.BootstrappedState estimators.CombinedInfo
+        estimators.ForwardState estimators.GPESState
         estimators.NRESState estimators.PESState estimators.TruncatedBackpropState
         estimators.TruncatedESState
         eval.Curves eval.NormalisedLosses
@@ -402,33 +650,48 @@ _EXEMPT = {
         tasks.GradientNoiseTask tasks.Metrics tasks.QuadraticTask tasks.ReducedBatchTask
         tasks.RescaledTask tasks.SinusoidTask
         train.TrainState unroll.AutoResetState unroll.Episode unroll.Episodes
-        unroll.FrozenState unroll.Horizon unroll.MetaLossInfo unroll.Window
+        unroll.FrozenState unroll.Horizon unroll.MemoryReport unroll.MetaLossInfo unroll.Window
     """,
     "a type alias": """
         core.MetaLoss core.OuterLoss core.Params core.Scalar core.TaskParams
-        estimators.Boundary eval.Metric unroll.Objective unroll.Remat
+        estimators.Draws estimators.InnerSolver implicit.OnFailure implicit.Preconditioner
+        implicit.Sketch implicit.Solution implicit.Structure implicit.Tolerance
+        estimators.Barrier estimators.Gap estimators.Mixed
+        estimators.Boundary estimators.CombinedWeights estimators.Directions eval.EstimatorFactory
+        eval.Metric unroll.Gradient unroll.Loop unroll.Objective unroll.Remat
     """,
     "a container or an error of the host side": """
         data.Stream
+        eval.Bias eval.Diagnosis eval.EstimatorDiagnosis eval.HorizonDiagnosis eval.Samples
+        eval.Slice
         eval.Baseline eval.Comparison eval.Interval eval.Protocol eval.Result eval.Speedup
         eval.TuneResult
-        train.Checkpoints train.Compiled train.Metrics train.Probe train.RunFolderError
+        train.BestProbe train.Checkpoints train.Compiled train.Membership train.Metrics
+        train.Probe train.RunCurves train.RunError train.RunFolderError train.RunStatus
         train.StopRequest train.TrainResult
     """,
     "reads files or generates batches on the host": """
         data.digits data.stream data.tfds_dataset data.tfds_stream
     """,
     "compiles and loops on the host, over functions that have rows": """
-        eval.compare eval.tune train.compile_step train.meta_train
+        eval.compare eval.diagnose eval.sample_estimator eval.tune
+        train.compile_step train.meta_train
     """,
     "reads or writes files": """
-        train.load_theta train.open_folder train.read_metrics train.save_theta train.write_json
+        train.load_theta train.open_folder train.plot_runs train.read_metrics train.run_curves
+        train.run_status train.save_theta train.write_json
     """,
     "places arrays on devices": "train.task_sharding",
+    "joins processes on the network": "train.initialize_distributed",
     "scores or reports of finished curves, computed in NumPy": """
+        eval.bias eval.recommend eval.relative_noise eval.roughness eval.smoothed
         eval.envelope eval.figure eval.iqm eval.iqm_interval eval.smooth eval.speedup_over
         eval.speedup_over_envelope eval.steps_to eval.table eval.to_json
     """,
+    "makes factories of estimators that have rows": "eval.standard_estimators",
     "Python numbers in, Python numbers out": "eval.log_grid unroll.as_horizon",
+    "facts about functions, found on the host": """
+        unroll.memory_report unroll.memory_table unroll.takes_value_and_grad
+    """,
 }
 EXEMPT = {name: reason for reason, names in _EXEMPT.items() for name in names.split()}

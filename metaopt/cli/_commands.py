@@ -1,28 +1,50 @@
 """The commands. Each builds everything first, so that bad settings are refused at once."""
 
+import dataclasses
 import json
+import os
 import pathlib
+import sys
 from typing import Any
 
 import jax
 
-from metaopt import eval, train
+from metaopt import core, eval, train
 from metaopt.cli import _problem as problem_of
 from metaopt.cli._display import Display
-from metaopt.cli._settings import PRESETS, RunSettings, from_dict, to_dict
+from metaopt.cli._settings import (
+    PRESETS,
+    DiagnoseSettings,
+    RunSettings,
+    from_dict,
+    known,
+    to_dict,
+)
 
 
 class Interrupted(Exception):
     """A signal stopped the run; everything is saved."""
 
 
-def train_run(settings: RunSettings, out: pathlib.Path, *, tensorboard: bool, evaluate: bool):
+def train_run(
+    settings: RunSettings,
+    out: pathlib.Path,
+    *,
+    tensorboard: bool,
+    evaluate: bool,
+    distributed: bool = False,
+    profile: pathlib.Path | None = None,
+) -> None:
     """Meta-trains, or goes on with a run of the same settings, then compares with baselines."""
+    if distributed:
+        train.initialize_distributed()
     run = _build(settings)
-    train.open_folder(out, to_dict(settings))
+    is_first = jax.process_index() == 0
+    if not distributed:  # Otherwise the processes open it together, when they train.
+        train.open_folder(out, to_dict(settings))
     key_theta, key_run = jax.random.split(jax.random.key(settings.seed))
     theta = run["optimizer"].init(key_theta)
-    with Display(settings.outer.steps) as display:
+    with Display(settings.outer.steps, quiet=not is_first) as display:
         result = train.meta_train(
             run["estimators"],
             theta,
@@ -36,13 +58,19 @@ def train_run(settings: RunSettings, out: pathlib.Path, *, tensorboard: bool, ev
             settings=to_dict(settings),
             checkpoint_every=settings.checkpoint_every,
             tensorboard=tensorboard,
+            profile=profile if is_first else None,
+            place=train.task_sharding() if jax.device_count() > 1 else lambda state: state,
             on_report=display.report,
         )
+    if distributed:  # The others need not wait for the evaluation.
+        jax.distributed.shutdown()
     if result.interrupted:
         raise Interrupted(
             f"stopped at step {int(result.state.step)} of {settings.outer.steps}, all saved; "
             f"go on with: metaopt resume {out}"
         )
+    if not is_first:
+        return
     if result.steps_per_second:  # A finished run keeps its own summary.
         _summarise(out, result)
     if evaluate:
@@ -56,14 +84,36 @@ def _summarise(out: pathlib.Path, result: train.TrainResult) -> None:
         "compile_seconds": compiled.seconds,
         "temp_bytes": compiled.temp_bytes,
         "state_bytes": compiled.state_bytes,
+        "device_peak_bytes": result.device_peak_bytes,
         "best_probe": float(result.state.best_score),
     }
     train.write_json(out / "summary.json", summary)
 
 
-def resume_run(out: pathlib.Path, *, tensorboard: bool, evaluate: bool) -> None:
+def leave_if_alone() -> None:
+    """Ends a process of a distributed run at once: its exit would wait for the others."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def resume_run(
+    out: pathlib.Path,
+    *,
+    tensorboard: bool,
+    evaluate: bool,
+    distributed: bool = False,
+    profile: pathlib.Path | None = None,
+) -> None:
     """Goes on with a run from its last checkpoint."""
-    train_run(read_settings(out), out, tensorboard=tensorboard, evaluate=evaluate)
+    train_run(
+        read_settings(out),
+        out,
+        tensorboard=tensorboard,
+        evaluate=evaluate,
+        distributed=distributed,
+        profile=profile,
+    )
 
 
 def eval_run(run: pathlib.Path, *, seed: int = 1, out: pathlib.Path | None = None) -> None:
@@ -106,6 +156,83 @@ def eval_run(run: pathlib.Path, *, seed: int = 1, out: pathlib.Path | None = Non
         table.title = f"{problem.name}, {problem.horizon} inner steps"
         console.print(table)
     console.print(f"run: {run}\ntheta: {run / 'theta.npz'}\nresults and figures: {folder}")
+
+
+def diagnose_run(
+    settings: DiagnoseSettings, out: pathlib.Path, *, theta_file: pathlib.Path | None
+) -> None:
+    """Measures estimators on a problem; prints a table and advice, writes JSON and figures."""
+    from rich.console import Console
+
+    if len(settings.task.names) != 1:
+        raise ValueError(f"diagnose takes one task, got task.names={settings.task.names}.")
+    for name in settings.estimators:
+        known("estimator", name, (*problem_of.ESTIMATORS, "combined"))
+    run = RunSettings(task=settings.task, optimizer=settings.optimizer)
+    optimizer = problem_of.make_optimizer(run)
+    problem = problem_of.make_problem(settings.task.names[0], settings.task, 1)
+    system = core.training(problem.family, optimizer, outer_loss=settings.task.outer_loss)
+    factories = eval.standard_estimators(
+        system,
+        settings.estimators,
+        sigma=settings.sigma,
+        truncation=settings.truncation,
+        num_tasks=settings.num_tasks,
+    )
+    for make in factories.values():
+        for horizon in settings.horizons:
+            make(horizon)
+    key_theta, key = jax.random.split(jax.random.key(settings.seed))
+    theta = optimizer.init(key_theta)
+    if theta_file is not None:
+        theta = train.load_theta(theta_file, theta)
+    file = _new_result(out, "diagnosis.json")
+    console = Console()
+    diagnosis = eval.diagnose(
+        system,
+        factories,
+        theta,
+        problem_of.current_pool(problem_of.training_data(problem, settings.task)),
+        key,
+        horizons=settings.horizons,
+        num_samples=settings.samples,
+        sigma=settings.sigma,
+        num_reference=settings.reference_samples,
+        num_tasks=settings.num_tasks,
+        on_report=console.print,
+    )
+    train.write_json(
+        file, {"settings": dataclasses.asdict(settings), "diagnosis": eval.to_json(diagnosis)}
+    )
+    title = f"{problem.name}, {settings.optimizer.name}"
+    png, _ = eval.figure(diagnosis, file, title=title)
+    table = eval.table(diagnosis)
+    table.title = title
+    console.print(table)
+    for sentence in eval.recommend(diagnosis):
+        console.print(f"- {sentence}", highlight=False)
+    console.print(f"results: {file}\nfigure: {png}")
+
+
+def _new_result(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """A file to write into a folder that is made where it is missing.
+
+    Raises:
+        ValueError: if there is such a file already, or the folder cannot be written.
+    """
+    file = folder / name
+    if file.exists():
+        raise ValueError(f"{file} exists; choose another folder with --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder with --out."
+        ) from error
+    return file
 
 
 def list_names() -> None:

@@ -11,10 +11,10 @@ class Display:
     batch jobs stay readable.
     """
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, *, quiet: bool = False):
         from rich.console import Console
 
-        self._console = Console()
+        self._console = Console(quiet=quiet)
         self._num_steps, self._progress = num_steps, None
 
     def __enter__(self):

@@ -1,4 +1,4 @@
-"""The command line: `metaopt train | resume | eval | list | doctor`."""
+"""The command line: `metaopt train | resume | eval | diagnose | status | plot | list | doctor`."""
 
 import dataclasses
 import pathlib
@@ -11,11 +11,14 @@ COMMANDS = {
     "train": "meta-train a learned optimizer, then compare it with tuned baselines",
     "resume": "go on with a run that was stopped",
     "eval": "compare a run with tuned baselines",
+    "diagnose": "measure which meta-gradient suits a problem, and up to which horizon",
+    "status": "where a run stands, from its files alone",
+    "plot": "meta-loss and probes of runs, drawn over one another",
     "list": "names of tasks, optimizers, estimators and presets",
     "doctor": "check versions, devices and numerics of this machine",
 }
 _USAGE = "usage: metaopt COMMAND [--help]\n\n" + "\n".join(
-    f"  {name:8}{text}" for name, text in COMMANDS.items()
+    f"  {name:10}{text}" for name, text in COMMANDS.items()
 )
 
 
@@ -26,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the words after `metaopt`; those of the process by default.
 
     Returns:
-        The exit status: 0; 2 for bad settings, told in one line; 130 for a run that a signal
-        stopped after saving.
+        The exit status: 0; 1 for a run that could not go on and 2 for bad settings, both told in
+        one line; 130 for a run that a signal stopped after saving.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -36,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     command, rest = words[0], words[1:]
     doctor.guard_cpu()
     doctor.enable_compilation_cache()
-    from metaopt.cli._commands import Interrupted
+    from metaopt.cli._commands import Interrupted, leave_if_alone
     from metaopt.cli._settings import known
+    from metaopt.train import RunError
 
     try:
         known("command", command, COMMANDS)
@@ -45,12 +49,19 @@ def main(arguments: list[str] | None = None) -> int:
             "train": _train,
             "resume": _resume,
             "eval": _eval,
+            "diagnose": _diagnose,
+            "status": _status,
+            "plot": _plot,
             "list": _list,
             "doctor": _doctor,
         }[command](rest)
     except Interrupted as stop:
         print(stop)
         return 130
+    except RunError as error:
+        print(f"metaopt {command}: {error}", file=sys.stderr, flush=True)
+        leave_if_alone()
+        return 1
     except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
         print(f"metaopt {command}: {error}", file=sys.stderr)
         return 2
@@ -79,12 +90,23 @@ def _train(words: list[str]) -> int:
         """Write TensorBoard events too (needs the extra `tensorboard`)."""
         evaluate: bool = True
         """Compare with tuned baselines at the end."""
+        distributed: bool = False
+        """One run of several processes, each started with this command (see BUILD.md)."""
+        profile: pathlib.Path | None = None
+        """Where to write a profile of three outer steps, for TensorBoard."""
 
     default = Train(**vars(preset(name)))
     command = tyro.cli(Train, default=default, args=words, prog="metaopt train [--preset NAME]")
     fields = [field.name for field in dataclasses.fields(RunSettings)]
     settings = RunSettings(**{field: getattr(command, field) for field in fields})
-    train_run(settings, command.out, tensorboard=command.tensorboard, evaluate=command.evaluate)
+    train_run(
+        settings,
+        command.out,
+        tensorboard=command.tensorboard,
+        evaluate=command.evaluate,
+        distributed=command.distributed,
+        profile=command.profile,
+    )
     return 0
 
 
@@ -110,6 +132,8 @@ def _resume(words: list[str]) -> int:
         *,
         tensorboard: bool = False,
         evaluate: bool = True,
+        distributed: bool = False,
+        profile: pathlib.Path | None = None,
     ) -> None:
         """Go on with a run that was stopped, from its last checkpoint.
 
@@ -117,8 +141,17 @@ def _resume(words: list[str]) -> int:
             run: the run's folder.
             tensorboard: write TensorBoard events too.
             evaluate: compare with tuned baselines at the end.
+            distributed: one run of several processes, each started with this command; they may
+                be more or fewer than before.
+            profile: where to write a profile of three outer steps, for TensorBoard.
         """
-        resume_run(run, tensorboard=tensorboard, evaluate=evaluate)
+        resume_run(
+            run,
+            tensorboard=tensorboard,
+            evaluate=evaluate,
+            distributed=distributed,
+            profile=profile,
+        )
 
     tyro.cli(resume, args=words, prog="metaopt resume")
     return 0
@@ -148,6 +181,88 @@ def _eval(words: list[str]) -> int:
 
     tyro.cli(evaluate, args=words, prog="metaopt eval")
     return 0
+
+
+def _diagnose(words: list[str]) -> int:
+    import tyro
+
+    from metaopt.cli._commands import diagnose_run
+    from metaopt.cli._settings import DiagnoseSettings
+
+    @dataclasses.dataclass(frozen=True)
+    class Diagnose(DiagnoseSettings):
+        """Measure which meta-gradient suits a problem, and up to which horizon.
+
+        For each estimator and horizon: bias, variance, time, memory; whether inner training is
+        chaotic; slices of the meta-loss. Prints a table and advice, writes diagnosis.json and a
+        figure, and refuses a folder that holds a diagnosis.
+        """
+
+        out: pathlib.Path = pathlib.Path("runs") / "diagnosis"
+        """The folder of the results."""
+        theta: pathlib.Path | None = None
+        """Meta-parameters to measure at: the theta.npz of a run of the same optimizer; the
+        initial ones if not given."""
+
+    words = _split_commas(words, ("--estimators", "--horizons"))
+    command = tyro.cli(Diagnose, args=words, prog="metaopt diagnose")
+    fields = [field.name for field in dataclasses.fields(DiagnoseSettings)]
+    settings = DiagnoseSettings(**{field: getattr(command, field) for field in fields})
+    diagnose_run(settings, command.out, theta_file=command.theta)
+    return 0
+
+
+def _status(words: list[str]) -> int:
+    import tyro
+
+    from metaopt.cli._watch import show_status
+
+    def status(run: Annotated[pathlib.Path, tyro.conf.Positional], *, json: bool = False) -> None:
+        """Tell where a run stands, from its files alone: running, stopped or damaged.
+
+        Args:
+            run: the run's folder.
+            json: print JSON instead of a table.
+        """
+        show_status(run, as_json=json)
+
+    tyro.cli(status, args=words, prog="metaopt status")
+    return 0
+
+
+def _plot(words: list[str]) -> int:
+    import tyro
+
+    from metaopt.cli._watch import draw_runs
+
+    def plot(
+        runs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional],
+        *,
+        out: pathlib.Path | None = None,
+    ) -> None:
+        """Draw the meta-loss and the probes of runs over one another, as PNG and SVG.
+
+        Args:
+            runs: the runs' folders; they may still be running.
+            out: where to write; the suffix is replaced. `curves` in the first folder if not given.
+        """
+        draw_runs(runs, out)
+
+    tyro.cli(plot, args=words, prog="metaopt plot")
+    return 0
+
+
+def _split_commas(words: list[str], options: tuple[str, ...]) -> list[str]:
+    """Values of the options with their commas as separators of words."""
+    result, inside = [], False
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            inside = name in options
+            result += [name, *value.split(",")] if inside and value else [word]
+        else:
+            result += [part for part in word.split(",") if part] if inside else [word]
+    return result
 
 
 def _list(words: list[str]) -> int:

@@ -17,7 +17,16 @@ STREAMED = ("mnist", "fashion_mnist", "cifar10", "omniglot")
 MODELS = ("mlp", "logistic", "convnet", "autoencoder")
 SYNTHETIC = ("quadratic", "sinusoid")
 OPTIMIZERS = ("celo2", "mlp", "adafac_mlp", "sgd", "adam")
-ESTIMATORS = ("pes", "nres", "es", "truncated_es", "backprop", "truncated_backprop")
+ESTIMATORS = (
+    "pes",
+    "nres",
+    "gpes",
+    "es",
+    "truncated_es",
+    "backprop",
+    "truncated_backprop",
+    "forward",
+)
 AUGMENTATIONS: dict[str, Callable[[core.TaskFamily], core.TaskFamily]] = {
     "rescale": lambda family: tasks.rescale(family, level="global"),
     "rescale_tensor": lambda family: tasks.rescale(family, level="tensor"),
@@ -194,6 +203,10 @@ def make_estimator(
     }
     if chosen.name == "truncated_backprop":
         return estimators.truncated_backprop(system, **windows)
+    if chosen.name == "forward":
+        return estimators.forward(system, **windows)
+    if chosen.name == "gpes":
+        return estimators.gpes(system, sigma=chosen.sigma, share=chosen.share, **windows)
     factories = {
         "pes": estimators.pes,
         "nres": estimators.nres,

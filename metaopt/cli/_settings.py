@@ -55,6 +55,8 @@ class EstimatorSettings:
     """Inner steps per estimate, for truncated estimators."""
     horizon: tuple[int, int] = (100, 500)
     """Shortest and longest trajectory in inner steps, drawn log-uniformly."""
+    share: int | None = None
+    """Inner steps between new noise, for gpes; the truncation if not given."""
     num_tasks: int = 16
     """Tasks per family that train side by side."""
 
@@ -97,6 +99,30 @@ class EvalSettings:
     """Other seeds, on which results are reported."""
     held_out: tuple[str, ...] = ("deeper",)
     """Shifted problems besides the one of the training (see `metaopt list`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagnoseSettings:
+    """What `metaopt diagnose` measures."""
+
+    task: TaskSettings = TaskSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    estimators: tuple[str, ...] = ("backprop", "truncated_backprop", "es", "pes", "nres")
+    """Estimators to compare, separated by spaces or commas (see `metaopt list`; also combined)."""
+    horizons: tuple[int, ...] = (10, 30, 100)
+    """Inner steps of trajectories, separated by spaces or commas."""
+    truncation: int | None = None
+    """Inner steps per window; about a fifth of each horizon if not given."""
+    sigma: float = 0.01
+    """Scale of the perturbations, in units of theta."""
+    num_tasks: int = 8
+    """Tasks that an estimate averages over."""
+    samples: int = 32
+    """Samples of each estimator."""
+    reference_samples: int = 64
+    """Estimates of the reference gradient."""
+    seed: int = 0
+    """Seed of everything random."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,26 +1,31 @@
 """The driver: a loop around one compiled meta-step, with probes, metrics and checkpoints."""
 
 import os
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from metaopt import doctor
 from metaopt.core import Estimator, MetaLoss
 from metaopt.data import Stream
-from metaopt.train._checkpoint import Checkpoints
-from metaopt.train._metrics import Metrics
-from metaopt.train._run_folder import open_folder, save_theta
+from metaopt.train._checkpoint import why
+from metaopt.train._distributed import any_process, everywhere, require_placed
+from metaopt.train._profile import Profiler
+from metaopt.train._progress import device_peak_bytes
+from metaopt.train._recorder import Recorder
+from metaopt.train._run_folder import RunError
 from metaopt.train._signals import StopRequest
 from metaopt.train._state import TrainState, init_state, keep_best, meta_step
 
 _PROBE_SEED = 0x9E37  # Probes of every run see the same held-out tasks.
 _SOUND = 1e-3
+_AGREE_EVERY = 10  # Outer steps between looks at the signals of other processes.
 
 
 class Probe(NamedTuple):
@@ -59,12 +64,15 @@ class TrainResult(NamedTuple):
         interrupted: whether a signal ended it before `num_steps`; everything is saved then.
         compiled: facts about the compiled meta-step.
         steps_per_second: outer steps per second of this call, compilation excluded.
+        device_peak_bytes: the most memory that any device of this process used; -1 where the
+            backend does not tell.
     """
 
     state: TrainState
     interrupted: bool
     compiled: Compiled
     steps_per_second: float
+    device_peak_bytes: int = -1
 
 
 def compile_step(
@@ -75,10 +83,13 @@ def compile_step(
 ) -> Compiled:
     """Compiles the meta-step ahead of time for the shapes and placement of `state` and `data`."""
     start = time.perf_counter()
-    # The state is carried from call to call, so its placement must not change on the way.
+    # The state is carried from call to call, so its placement must not change on the way; and
+    # every process must be able to read the metrics.
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(
-        meta_step(estimators, outer_opt), donate_argnums=0, out_shardings=(shardings, None)
+        meta_step(estimators, outer_opt),
+        donate_argnums=0,
+        out_shardings=(shardings, state.step.sharding),
     )
     call = step.lower(state, data).compile()
     seconds = time.perf_counter() - start
@@ -103,17 +114,19 @@ def meta_train(
     checkpoint_every: int = 100,
     keep_last: int = 2,
     tensorboard: bool = False,
+    profile: str | os.PathLike | None = None,
     place: Callable[[TrainState], TrainState] = lambda state: state,
     on_report: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
 ) -> TrainResult:
     """Meta-trains `theta`: estimates, averages over families, updates, probes, saves.
 
     With a `directory`, a run that was stopped in any way goes on from its last checkpoint and
-    ends with the same bits as one that was not. SIGINT and SIGTERM save and return.
+    ends with the same bits as one that was not. SIGINT and SIGTERM save and return. Processes
+    that joined by `initialize_distributed` all make this call, with the same arguments.
 
     Args:
         estimators: an estimator per family, by name.
-        theta: initial meta-parameters: a pytree of floating-point arrays.
+        theta: initial meta-parameters: a pytree of finite floating-point arrays.
         data: a pool or a `metaopt.data.Stream` per family, by the same names.
         key: the run's key.
         outer_opt: the optimizer of theta: any optax chain.
@@ -126,50 +139,47 @@ def meta_train(
         checkpoint_every: outer steps between checkpoints.
         keep_last: checkpoints kept, besides the best one.
         tensorboard: whether to write TensorBoard events as well.
-        place: puts a fresh state on devices; `task_sharding` makes one.
+        profile: where to write a profile of a few outer steps after the first one.
+        place: puts a fresh state on devices; `task_sharding` makes one. Several processes need it.
         on_report: called with the step and the newest metrics at every probe.
 
     Returns:
         The result. Metrics are in `directory/metrics.jsonl`.
 
     Raises:
-        ValueError: for names that do not agree, counts below 1, an empty theta.
-        RunFolderError: if the directory holds another run or cannot be written.
+        ValueError: for names that do not agree, counts below 1, a theta that is empty or not
+            finite, a state that is not on the devices of all processes.
+        RunFolderError: if the directory holds another run, another process runs it, or it cannot
+            be written.
+        RunError: if a stream raises, a save fails or another process is lost; the message tells
+            what is saved.
     """
-    probes = probes or {}
     _check(estimators, data, num_steps, probe_every, checkpoint_every)
+    _check_theta(theta)
     _require_sound_cpu()
-    pools = {name: _pool(source, 0) for name, source in data.items()}
+    pools = _read(data, 0)
     state = place(init_state(estimators, theta, pools, key, outer_opt=outer_opt))
-    score = {name: jax.jit(probe.score) for name, probe in probes.items()}
+    require_placed(state.step.sharding)
+    measure = _measurement(probes or {}, state)
 
-    def measure(state):
-        """Scores of the current theta, and the state with the best one kept."""
-        scores = {
-            name: score[name](state.theta, probe.data, jax.random.key(_PROBE_SEED))
-            for name, probe in probes.items()
-        }
-        first = next(iter(scores.values()), None)
-        return (state if first is None else keep_best(state, first)), scores
-
-    with _Recorder(directory, settings or {}, state, keep_last, tensorboard) as record:
+    def run(record):
         state, start = record.state, int(record.state.step)
-        # Programs in flight on several CPU devices compete for threads, and an all-reduce that
-        # waits for a device whose program found none would never end.
-        shares_cpu = len(state.step.devices()) > 1 and jax.default_backend() == "cpu"
-        compiled = compile_step(estimators, outer_opt, state, pools)
+        compiled = compile_step(estimators, outer_opt, state, _placed(pools, state))
         if start == 0:
             state, scores = measure(state)
             on_report(0, record.probe(0, scores))
-        with StopRequest() as stop:
-            began = time.perf_counter()
-            step = start
-            while step < num_steps and not stop.requested:
-                pools = {name: _pool(source, step) for name, source in data.items()}
-                state, metrics = compiled.call(state, pools)
-                step += 1
-                if shares_cpu:
+        record.begin(compiled.seconds)
+        with StopRequest() as stop, Profiler(profile, start) as profiler:
+            began, step = time.perf_counter(), start
+            feed = _feed(data, state, record)
+            while step < num_steps and not _stops(stop, step):
+                batch = feed(step, state)
+                profiler.before(step, state)
+                state, metrics = compiled.call(state, batch)
+                if _shares_cpu(state):
                     jax.block_until_ready(state)
+                profiler.after(step, state)
+                step += 1
                 record.step(step, metrics)
                 if step % probe_every == 0 or step == num_steps:
                     state, scores = measure(state)
@@ -179,68 +189,90 @@ def meta_train(
             jax.block_until_ready(state)
             seconds = time.perf_counter() - began
             record.save(step, state)
-    speed = (step - start) / seconds if step > start else 0.0
-    return TrainResult(state, step < num_steps, compiled, speed)
+        speed = (step - start) / seconds if step > start else 0.0
+        return TrainResult(state, step < num_steps, compiled, speed, device_peak_bytes())
+
+    with Recorder(
+        directory,
+        settings or {},
+        state,
+        num_steps=num_steps,
+        keep_last=keep_last,
+        tensorboard=tensorboard,
+    ) as record:
+        try:
+            return run(record)
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            raise RunError(
+                f"meta_train: process {jax.process_index()} of {jax.process_count()} lost the "
+                f"others, or a device failed ({why(error)}). {record.rescue(0, state)}"
+            ) from error
 
 
-class _Files(NamedTuple):
-    """Where a run with a folder writes."""
+def _measurement(probes, like):
+    """`state -> (state, scores)`: the state has the current theta as the best one if it is."""
+    sharding = like.step.sharding
+    score = {name: jax.jit(probe.score) for name, probe in probes.items()}
+    data = {name: everywhere(probe.data, sharding) for name, probe in probes.items()}
+    keep = jax.jit(keep_best, out_shardings=jax.tree.map(lambda x: x.sharding, like))
 
-    folder: pathlib.Path
-    checkpoints: Checkpoints
-    metrics: Metrics
+    def measure(state):
+        key = everywhere(jax.random.key(_PROBE_SEED), sharding)
+        scores = {
+            name: score[name](state.theta, data[name], jax.random.clone(key)) for name in probes
+        }
+        first = next(iter(scores.values()), None)
+        return (state if first is None else keep(state, first)), scores
+
+    return measure
 
 
-class _Recorder:
-    """Everything a run writes; without a directory it only hands metrics on."""
+def _read(data, step):
+    """The pool of each family at a step."""
+    pools = {}
+    for name, source in data.items():
+        try:
+            pools[name] = source.pool(step) if isinstance(source, Stream) else source
+        except Exception as error:
+            raise RunError(
+                f"meta_train: the stream of {name!r} raised {type(error).__name__} at outer step "
+                f"{step} ({error})."
+            ) from error
+    return pools
 
-    def __init__(self, directory, settings, state, keep_last, tensorboard):
-        self.state, self._pending, self._newest = state, [], {}
-        self._files = None
-        if directory is not None:
-            folder = open_folder(directory, settings)
-            checkpoints = Checkpoints(folder / "checkpoints", keep_last=keep_last)
-            restored = checkpoints.restore(state)
-            self.state = state if restored is None else restored
-            metrics = Metrics(folder, int(self.state.step), tensorboard=tensorboard)
-            self._files = _Files(folder, checkpoints, metrics)
 
-    def __enter__(self):
-        return self
+def _placed(pools, state):
+    return everywhere(pools, state.step.sharding)
 
-    def __exit__(self, *exception):
-        if self._files is not None:
-            self._files.checkpoints.close()
-            self._files.metrics.close()
 
-    def step(self, step, metrics):
-        """Notes a step's metrics without waiting for the device."""
-        self._pending.append((step, metrics))
+def _feed(data, state, record):
+    """`(step, state) -> pools` on the devices; saves the state where a stream raises."""
+    constant = {name: s for name, s in data.items() if not isinstance(s, Stream)}
+    constant = _placed(constant, state)
+    streams = {name: s for name, s in data.items() if isinstance(s, Stream)}
 
-    def probe(self, step, scores):
-        """Writes all that is pending and a probe's scores; returns the newest metrics."""
-        self._flush()
-        scores = {f"probe/{name}": float(value) for name, value in scores.items()}
-        if self._files is not None and scores:
-            self._files.metrics.write(step, scores)
-            self._files.metrics.flush()
-        return {**self._newest, **scores}
+    def feed(step, state):
+        try:
+            fresh = _read(streams, step)
+        except RunError as error:
+            raise RunError(f"{error} {record.rescue(step, state)}") from error.__cause__
+        return constant | _placed(fresh, state)
 
-    def save(self, step, state):
-        """Writes what is pending, then the state: a checkpoint never precedes its metrics."""
-        self._flush()
-        if self._files is not None:
-            self._files.checkpoints.save(step, state, score=float(state.best_score))
-            save_theta(self._files.folder / "theta.npz", state.best_theta)
+    return feed
 
-    def _flush(self):
-        for step, metrics in jax.device_get(self._pending):
-            self._newest = {name: float(value) for name, value in metrics.items()}
-            if self._files is not None:
-                self._files.metrics.write(step, self._newest)
-        self._pending = []
-        if self._files is not None:
-            self._files.metrics.flush()
+
+def _stops(stop, step):
+    if jax.process_count() == 1:
+        return stop.requested
+    return step % _AGREE_EVERY == 0 and any_process(stop.requested)
+
+
+def _shares_cpu(state):
+    # Programs in flight on several CPU devices compete for threads, and an all-reduce that waits
+    # for a device whose program found none would never end.
+    return len(state.step.devices()) > 1 and jax.default_backend() == "cpu"
 
 
 def _require_sound_cpu():
@@ -249,10 +281,6 @@ def _require_sound_cpu():
             f"meta_train: this jaxlib computes wrong numbers on this CPU (relative error "
             f"{error:.1g}); call metaopt.doctor.guard_cpu() before the first computation."
         )
-
-
-def _pool(source, step):
-    return source.pool(step) if isinstance(source, Stream) else source
 
 
 def _check(estimators, data, num_steps, probe_every, checkpoint_every):
@@ -271,3 +299,14 @@ def _check(estimators, data, num_steps, probe_every, checkpoint_every):
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"meta_train: {name} must be at least 1, got {count}.")
+
+
+def _check_theta(theta):
+    for path, leaf in jax.tree.leaves_with_path(theta):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            bad = int(np.sum(~np.isfinite(np.asarray(leaf, np.float64))))
+            if bad:
+                raise ValueError(
+                    f"meta_train: theta{jax.tree_util.keystr(path)} has {bad} of {np.size(leaf)} "
+                    "numbers that are not finite; start from a sound theta."
+                )

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from metaopt.train._distributed import spread
 from metaopt.train._state import TrainState
 
 
@@ -18,7 +19,7 @@ def task_sharding(
     """Spreads the tasks of a run over devices, for `meta_train(..., place=...)`.
 
     Args:
-        devices: the devices; all of them by default.
+        devices: the devices; all of them by default, those of other processes included.
 
     Returns:
         A function that puts a state on the devices: estimator states by their leading task axis,
@@ -39,8 +40,13 @@ def task_sharding(
                     f"task_sharding: {len(devices)} devices do not divide the {leaf.shape[:1]} "
                     f"tasks of {name!r}; choose num_tasks as a multiple of {len(devices)}."
                 )
-        tasks = jax.device_put(state.estimator_states, split)
-        rest = jax.device_put(state._replace(estimator_states={}), everywhere)
+        tasks = put(state.estimator_states, split)
+        rest = put(state._replace(estimator_states={}), everywhere)
         return rest._replace(estimator_states=tasks)
+
+    def put(tree, sharding):
+        if jax.process_count() == 1:
+            return jax.device_put(tree, sharding)
+        return jax.tree.map(lambda x: spread(x, sharding), tree)
 
     return place

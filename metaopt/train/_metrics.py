@@ -1,4 +1,24 @@
-"""Metrics of a run: JSON lines, and TensorBoard where its package is installed."""
+"""Metrics of a run: JSON lines, and TensorBoard where its package is installed.
+
+`metrics.jsonl` holds a JSON object per line, with the outer step under `step` and numbers under
+the other names; null stands for NaN and inf. Steps never decrease. An outer step's line has
+
+    loss            meta-loss, averaged over families
+    loss/<family>   meta-loss of a family, averaged over the tasks in which it is finite
+    nonfinite       fraction of tasks whose contribution was not finite and counted as zero
+    frozen          fraction of tasks (antithetic arms count one by one) frozen after divergence
+    spread          mean absolute difference between antithetic losses; 0 without antithetic arms
+    inner_steps     inner steps taken, over all tasks and arms
+    grad_norm       norm of the meta-gradient, before the outer optimizer
+    update_norm     norm of the outer update; 0 if it was skipped
+    skipped         1 if the outer update was skipped, else 0
+
+and a probe's line, before the first step and after the step of the same number,
+
+    probe/<name>    the probe's score, lower is better
+
+Lines are the same bits however often a run was stopped and resumed; times are in `progress.json`.
+"""
 
 import json
 import os
@@ -54,12 +74,17 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, float | None]]:
 
 
 def _lines(file):
+    """Pairs of content and bytes, up to the first line that is no object with a step."""
     lines = []
-    for text in file.read_text().splitlines(keepends=True):
+    for text in file.read_bytes().splitlines(keepends=True):
         try:
-            lines.append((json.loads(text), text))
-        except json.JSONDecodeError:
+            content = json.loads(text)
+        except ValueError:  # Bytes that are no text are a ValueError too.
             break
+        # A cut can leave a number that looks whole.
+        if not (isinstance(content, dict) and "step" in content and text.endswith(b"\n")):
+            break
+        lines.append((content, text))
     return lines
 
 
@@ -68,7 +93,7 @@ def _keep_lines_until(file: pathlib.Path, step: int) -> None:
         return
     kept = [text for line, text in _lines(file) if 0 < step >= line["step"]]
     partial = file.with_name(file.name + ".partial")
-    partial.write_text("".join(kept))
+    partial.write_bytes(b"".join(kept))
     partial.replace(file)
 
 

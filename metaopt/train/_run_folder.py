@@ -1,14 +1,17 @@
 """A run's folder: what it is, what it reported, what it learned.
 
 settings.json       the settings and versions of the run; compared before anything is written
-metrics.jsonl       a line per outer step and per probe
+metrics.jsonl       a line per outer step and per probe, see `Metrics`
+progress.json       where the run stands, for people who watch it
 checkpoints/        see `Checkpoints`
 theta.npz           the best theta on the probe, as plain named arrays
+lock                held by the process that runs it
 """
 
 import json
 import os
 import pathlib
+import time
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +20,20 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+try:
+    import fcntl
+except ImportError:  # Only Unix has it.
+    fcntl = None
+
+_LOCK = "lock"
+
 
 class RunFolderError(ValueError):
     """A folder that cannot take a run, or whose run has other settings."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says why, what is saved and what to do."""
 
 
 def open_folder(directory: str | os.PathLike, settings: Mapping[str, Any]) -> pathlib.Path:
@@ -42,7 +56,7 @@ def open_folder(directory: str | os.PathLike, settings: Mapping[str, Any]) -> pa
         folder.mkdir(parents=True, exist_ok=True)
         if file.exists():
             _compare(folder, json.loads(file.read_text())["settings"], _plain(settings))
-        elif any(folder.iterdir()):
+        elif {path.name for path in folder.iterdir()} - {file.name + ".partial"}:
             raise RunFolderError(
                 f"{folder} is not empty and holds no run; choose another folder with --out."
             )
@@ -58,6 +72,74 @@ def open_folder(directory: str | os.PathLike, settings: Mapping[str, Any]) -> pa
     except json.JSONDecodeError as error:
         raise RunFolderError(f"{file} is not valid JSON ({error}); restore or remove it.") from None
     return folder
+
+
+def read_settings_file(folder: pathlib.Path) -> dict[str, Any]:
+    """The settings stored in a run's folder.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    file = folder / "settings.json"
+    try:
+        settings = json.loads(file.read_bytes())["settings"]
+    except FileNotFoundError:
+        raise ValueError("settings.json is missing") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"settings.json is damaged ({type(error).__name__}: {error})") from None
+    if not isinstance(settings, dict):
+        raise ValueError("settings.json holds no settings")
+    return settings
+
+
+def hold(folder: pathlib.Path) -> int | None:
+    """Takes a run's lock, which the operating system frees when the process ends, however it ends.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        A file descriptor to close; None where there are no locks.
+
+    Raises:
+        RunFolderError: if another process runs there.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    for attempt in range(5):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            time.sleep(0.05 * attempt)  # Whoever asks `is_held` holds it for a moment.
+        except OSError:
+            os.close(descriptor)
+            return None
+    os.close(descriptor)
+    raise RunFolderError(
+        f"another process runs {folder}; wait for it or stop it, or choose another folder with "
+        "--out."
+    )
+
+
+def is_held(folder: pathlib.Path) -> bool:
+    """Whether a process of this machine runs there now."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_json(file: pathlib.Path, content: Any) -> None:

@@ -5,7 +5,8 @@
     θ, o       = outer_opt(ĝ, o, θ)              skipped if ĝ is not to be trusted
 
 An outer update is skipped, and θ and the outer optimizer's state stay as they are, when ĝ or the
-new θ is not finite or when more than half of the tasks' contributions were not.
+new θ is not finite, when the update would turn a finite number of the optimizer's state into one
+that is not, or when more than half of the tasks' contributions were not finite.
 """
 
 from collections.abc import Callable, Mapping
@@ -115,6 +116,7 @@ def meta_step(
         )
         theta = optax.apply_updates(state.theta, updates)
         trusted = tree.all_finite((grad, theta)) & (metrics["nonfinite"] <= _MOST)
+        trusted &= _stays_finite(outer_state, state.outer_state)
         theta, outer_state = tree.where(
             trusted, (theta, outer_state), (state.theta, state.outer_state)
         )
@@ -138,6 +140,16 @@ def keep_best(state: TrainState, score: Float[Array, ""]) -> TrainState:
         best_theta=tree.where(better, state.theta, state.best_theta),
         best_score=jnp.where(better, score, state.best_score),
     )
+
+
+def _stays_finite(new: PyTree, old: PyTree) -> Array:
+    """Whether no finite number of a state became one that is not; some begin as inf on purpose."""
+    spoilt = [
+        jnp.any(~jnp.isfinite(n) & jnp.isfinite(o))
+        for n, o in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+        if jnp.issubdtype(jnp.result_type(n), jnp.inexact)
+    ]
+    return ~jnp.any(jnp.stack(spoilt)) if spoilt else jnp.array(True)
 
 
 def _summarise(estimates: Mapping[str, Estimate]) -> dict[str, Array]:

@@ -75,7 +75,8 @@ def test_unknown_commands_and_missing_runs_are_refused(capsys, tmp_path):
 def test_help_explains_every_setting(capsys):
     assert cli.main([]) == 0
     overview = capsys.readouterr().out
-    assert all(word in overview for word in ("train", "resume", "eval", "list", "doctor"))
+    commands = ("train", "resume", "eval", "diagnose", "list", "doctor")
+    assert all(word in overview for word in commands)
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
@@ -89,6 +90,44 @@ def test_list_names_what_the_settings_accept(capsys):
     text = capsys.readouterr().out
     for name in ("digits/mlp", "cifar10/convnet", "celo2", "pes", "rescale", "deeper", "quick"):
         assert name in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--estimators pes,pse", "unknown estimator 'pse'; did you mean pes"),
+        ("--horizons 10,13 --truncation 5", "horizon=13 is not a multiple of truncation=5"),
+        ("--task.names quadratic digits/mlp", "diagnose takes one task"),
+        ("--sigma 0 --estimators=es", "sigma must be positive"),
+        ("--task.names digit/mlp", "unknown task 'digit/mlp'"),
+    ],
+)
+def test_bad_settings_of_a_diagnosis_are_refused_before_anything_is_written(
+    capsys, tmp_path, words, message
+):
+    line = refused(capsys, "diagnose", "--out", str(tmp_path / "result"), *words.split())
+    assert message in line
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.slow
+def test_a_diagnosis_is_written_once(capsys, tmp_path):
+    words = (
+        "--task.names quadratic --optimizer.name sgd --estimators backprop,pes --horizons 2,4 "
+        "--samples 4 --reference-samples 4 --num-tasks 2"
+    )
+    command = ["diagnose", *words.split(), "--out", str(tmp_path)]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    assert "Horizon 4: use" in text
+    record = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert record["settings"]["horizons"] == [2, 4]
+    rows = [(row["name"], row["horizon"]) for row in record["diagnosis"]["estimators"]]
+    assert rows == [("backprop", 2), ("pes", 2), ("backprop", 4), ("pes", 4)]
+    assert (tmp_path / "diagnosis.png").stat().st_size > 0
+    before = (tmp_path / "diagnosis.json").read_bytes()
+    assert "exists; choose another folder with --out" in refused(capsys, *command)
+    assert (tmp_path / "diagnosis.json").read_bytes() == before
 
 
 @pytest.mark.slow

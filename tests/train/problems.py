@@ -18,7 +18,7 @@ def estimator(num_tasks=4):
     return estimators.pes(system, sigma=0.05, truncation=5, horizon=20, num_tasks=num_tasks)
 
 
-def run(directory=None, *, num_steps=20, data=(), **changes):
+def run(directory=None, *, num_steps=20, num_tasks=4, data=(), **changes):
     """Meta-trains; two runs that differ in `num_steps` alone are the same run."""
     arguments = {
         "outer_opt": optax.adam(0.05),
@@ -31,7 +31,7 @@ def run(directory=None, *, num_steps=20, data=(), **changes):
         **changes,
     }
     return train.meta_train(
-        {"quadratic": estimator()},
+        {"quadratic": estimator(num_tasks)},
         OPTIMIZER.init(jax.random.key(0)),
         {"quadratic": data},
         jax.random.key(1),

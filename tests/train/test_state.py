@@ -94,3 +94,23 @@ def test_best_theta_is_the_one_with_the_lowest_score():
         state = train.keep_best(state._replace(theta=jnp.full(2, theta)), jnp.array(score))
     np.testing.assert_array_equal(state.best_theta, 2.0)
     assert state.best_score == 2.0
+
+
+def test_an_update_that_would_spoil_the_optimizer_alone_is_skipped():
+    # 1e30 squared overflows Adam's second moment; theta itself would stay finite.
+    outer_opt = optax.adam(0.1)
+    state, metrics = one_step({"a": constant([1e30, 1.0])}, outer_opt)
+    assert metrics["skipped"] == 1
+    np.testing.assert_array_equal(state.theta, [1.0, 2.0])
+    assert equal_bits(state.outer_state, outer_opt.init(jnp.array([1.0, 2.0])))
+
+
+def test_an_optimizer_whose_state_begins_at_infinity_still_works():
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda g: -0.1 * g, updates), jnp.minimum(state, 3.0)
+
+    lowest = optax.GradientTransformation(lambda params: jnp.array([jnp.inf, 1.0]), update)
+    state, metrics = one_step({"a": constant([1.0, 0.0])}, lowest)
+    assert metrics["skipped"] == 0
+    np.testing.assert_allclose(state.theta, [0.9, 2.0], rtol=1e-6)
+    np.testing.assert_array_equal(state.outer_state, [3.0, 1.0])
