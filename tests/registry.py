@@ -376,9 +376,7 @@ FUNCTION_ROWS = [
         "implicit.nystrom_preconditioner implicit.seeded",
         lambda: minimiser(
             implicit.seeded(
-                implicit.cg(
-                    preconditioner=implicit.nystrom_preconditioner(rank=1, damping=1.0)
-                ),
+                implicit.cg(preconditioner=implicit.nystrom_preconditioner(rank=1, damping=1.0)),
                 jax.random.key(1),
             )
         ),

@@ -13,7 +13,7 @@ per layer; sigma is given, not tuned through an entropy bonus; where theta has m
 the response, so that a new centre changes the coordinates and not the function.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,7 @@ def best_response(
 
         value, grads = jax.value_and_grad(loss)(response)
         updates, opt_state = inner_opt.update(grads, opt_state, response, value=value)
-        return optax.apply_updates(response, updates), opt_state
+        return cast(Response, optax.apply_updates(response, updates)), opt_state
 
     def estimate(theta, state, data, key):
         check_theta(name, theta)
