@@ -105,7 +105,7 @@ def _apply(eqn, *args) -> list:
         index, *operands = args
         return jax.lax.switch(index, [_evaluate(b) for b in params["branches"]], *operands)
     if name == "scan":
-        return _scan(params, args)
+        return _scan(eqn, args)
     if name == "while":
         return _while(params, args)
     function = functools.partial(eqn.primitive.bind, **eqn.primitive.get_bind_params(params))
@@ -150,9 +150,15 @@ def _elementwise(function: Callable, harmless: float) -> Callable:
     return safe
 
 
-def _scan(params, args) -> list:
+def _scan(eqn, args) -> list:
+    params = eqn.params
+    program = params["jaxpr"]
+    program = getattr(program, "jaxpr", program)
     body = _evaluate(params["jaxpr"])
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    # Releases of jax store the counts differently; what is scanned over has one axis more outside.
+    num_xs = _num_scanned(eqn.invars, program.invars)
+    num_carry = len(program.outvars) - _num_scanned(eqn.outvars, program.outvars)
+    num_consts = len(args) - num_xs - num_carry
     consts, carry, xs = (
         args[:num_consts],
         args[num_consts:][:num_carry],
@@ -166,6 +172,10 @@ def _scan(params, args) -> list:
     settings = {name: params[name] for name in ("length", "reverse", "unroll")}
     carry, ys = jax.lax.scan(step, list(carry), list(xs), **settings)
     return [*carry, *ys]
+
+
+def _num_scanned(outside, inside) -> int:
+    return sum(a.aval.ndim != b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
 def _while(params, args) -> list:

@@ -167,18 +167,21 @@ def test_control_flow_inside_a_rule_is_followed(x64):
     def bodies(x):
         taken = jax.lax.cond(jnp.sum(x) > -1, root, lambda x: x, x)
         scanned, _ = jax.lax.scan(lambda c, _: (c + root(x), None), jnp.zeros_like(x), None, 2)
+        stacked, _ = jax.lax.scan(
+            lambda c, y: (c + root(y), y), jnp.zeros_like(x), jnp.stack([x, x])
+        )
         looped = jax.lax.fori_loop(0, 2, lambda i, c: c + jax.jit(root)(x), jnp.zeros_like(x))
         dynamic = jax.lax.while_loop(
             lambda carry: carry[0] < 2, lambda carry: (carry[0] + 1, carry[1] + root(x)), (0, x)
         )
-        return taken + scanned + looped + jax.checkpoint(root)(x) + dynamic[1]
+        return taken + scanned + stacked + looped + jax.checkpoint(root)(x) + dynamic[1]
 
     rule = optax.GradientTransformation(lambda params: (), lambda u, s, p=None: (bodies(u), s))
     x = jnp.array([0.0, 4.0])
     updates, slopes = jax.jvp(lambda x: differentiable(rule).update(x, ())[0], (x,), (jnp.ones(2),))
     np.testing.assert_allclose(updates, bodies(x))
-    # Eight roots and x itself: 8 / (2 √4) + 1, and only the latter at 0.
-    np.testing.assert_allclose(slopes, [1.0, 3.0])
+    # Ten roots and x itself: 10 / (2 √4) + 1, and only the latter at 0.
+    np.testing.assert_allclose(slopes, [1.0, 3.5])
 
 
 def test_updates_keep_dtypes_and_extra_arguments_that_are_no_arrays(x64):
