@@ -183,8 +183,8 @@ def implicit_cost() -> str:
 def maml() -> str:
     """A second-order MAML meta-step, ours, by hand and the peers'."""
     return _table(
-        ["problem", "implementation", "version", "ms of process time", "time over metaopt",
-         "compile seconds", "first meta-loss"],
+        ["problem", "implementation", "version (else of torch)", "ms of process time",
+         "time over metaopt", "compile seconds", "first meta-loss"],
         [
             [
                 row["problem"],
@@ -284,6 +284,62 @@ def bilevel() -> str:
     return f"{values}\n\n{orderings}"
 
 
+def faults() -> str:
+    """What runs survived."""
+    lines = []
+    for row in _load("benchmarks/results/faults.json")["rows"]:
+        bits = {True: "yes", False: "no"}.get(row.get("same bits"), "-")
+        lines.append(
+            [row["fault"], row["what happened"].replace("|", "/"), str(row.get("lost", "-")), bits]
+        )
+    return _table(["fault", "what happened", "outer steps lost", "same bits at the end"], lines)
+
+
+def scaling() -> str:
+    """The same run on several devices and processes."""
+    lines = []
+    for row in _load("benchmarks/results/scaling.json")["rows"]:
+        lines.append(
+            [
+                f"{row['processes']} x {row['devices'] // row['processes']}",
+                f"{row['difference']:.1e}",
+                f"{row['difference in float64']:.1e}",
+                f"{row['tasks_per_s']:.0f}",
+                f"{row['tasks_per_s_per_device']:.0f}",
+                f"{row['of_ideal']:.2f}",
+            ]
+        )
+    return _table(
+        ["processes x devices", "largest relative difference of the curve", "in float64",
+         "tasks/s", "per device", "share of what two cores could"],
+        lines,
+    )  # fmt: skip
+
+
+def soak() -> str:
+    """What did not grow over a long run."""
+    record = _load("benchmarks/results/soak.json")
+    names = {
+        "rss_mib": "resident MiB",
+        "live_arrays": "live arrays",
+        "open_files": "open files",
+        "threads": "threads",
+        "ms_per_step": "ms per outer step",
+    }
+    table = _table(
+        ["", "first", "last", "largest"],
+        [
+            [text, *(f"{record[name][k]:.0f}" for k in ("first", "last", "largest"))]
+            for name, text in names.items()
+        ],
+    )
+    growth = record["rss_mib"]["per_1000_steps"]
+    return (
+        f"{record['config']['minutes']:.0f} minutes, {record['steps']:,} outer steps; over their "
+        f"second half the resident memory grew by {growth:.1f} MiB per 1,000 steps.\n\n{table}"
+    )
+
+
 BLOCKS = (
     newcomer,
     digits,
@@ -300,6 +356,9 @@ BLOCKS = (
     nystrom,
     bilevel,
     diagnoses,
+    faults,
+    scaling,
+    soak,
 )
 
 
