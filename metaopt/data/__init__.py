@@ -6,20 +6,27 @@ from metaopt.data._pool import Dataset, Pool, sample_batch
 from metaopt.data._sinusoids import sinusoids
 from metaopt.data._stream import Stream, stream
 from metaopt.data._strokes import strokes
+from metaopt.data._tabular import tabular
 from metaopt.data._teacher_network import teacher_network
+from metaopt.data._text import TextDataset, TextPool, sample_windows, text
 from metaopt.data._tfds import tfds_dataset, tfds_stream
 
 __all__ = [
     "Dataset",
     "Pool",
     "Stream",
+    "TextDataset",
+    "TextPool",
     "digits",
     "gaussian_mixture",
     "sample_batch",
+    "sample_windows",
     "sinusoids",
     "stream",
     "strokes",
+    "tabular",
     "teacher_network",
+    "text",
     "tfds_dataset",
     "tfds_stream",
 ]

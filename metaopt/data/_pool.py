@@ -35,7 +35,7 @@ class Dataset(NamedTuple):
         train: what inner training draws from.
         validation: what choices are made on.
         test: what is reported.
-        num_classes: number of classes.
+        num_classes: number of classes; 0 in regression sets.
     """
 
     train: Pool

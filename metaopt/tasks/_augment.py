@@ -3,6 +3,7 @@
     rescale         optimise v, where the network's parameters are w = s·v and v₀ = w₀ / s
     reduced_batch   a random share of every batch
     gradient_noise  the gradient plus Gaussian noise, the loss unchanged
+    scaled_init     initial parameters times a random number, the loss function unchanged
     bfloat16        parameters and batches in bfloat16
 
 Metz et al. 2022, arXiv:2211.09760 (VeLO), and its public code. What distinguishes the augmented
@@ -35,6 +36,18 @@ class RescaledTask(NamedTuple):
 
     inner: Any
     scale: Any
+
+
+class ScaledInitTask(NamedTuple):
+    """A task that starts elsewhere.
+
+    Attributes:
+        inner: the wrapped family's `task_params`.
+        scale: what initial parameters are multiplied by.
+    """
+
+    inner: Any
+    scale: Float[Array, ""]
 
 
 class ReducedBatchTask(NamedTuple):
@@ -113,6 +126,41 @@ def rescale(
     def loss(params, task_params, batch, key):
         scaled = jax.tree.map(jnp.multiply, params, task_params.scale)
         return family.loss(tree.cast_like(scaled, params), task_params.inner, batch, key)
+
+    return TaskFamily(sample, init, batch, loss, _normalise_inner(family))
+
+
+def scaled_init(family: TaskFamily, *, low: Scalar = 0.5, high: Scalar = 2.0) -> TaskFamily:
+    """Multiplies initial parameters by a number per task; unlike `rescale`, the loss changes.
+
+    Stands for the random initialisers of VeLO's tasks.
+
+    Args:
+        family: the family to augment.
+        low: smallest factor. Traced.
+        high: largest factor; log-uniform between the two. Traced.
+
+    Returns:
+        A family with `task_params` of type `ScaledInitTask`.
+
+    Raises:
+        ValueError: if not `0 < low <= high`.
+    """
+    ordered("scaled_init", low=low, high=high)
+
+    def sample(key):
+        key_inner, key_scale = jax.random.split(key)
+        return ScaledInitTask(family.sample(key_inner), log_uniform(key_scale, low=low, high=high))
+
+    def init(task_params, key):
+        params = family.init(task_params.inner, key)
+        return tree.cast_like(jax.tree.map(lambda x: task_params.scale * x, params), params)
+
+    def batch(data, task_params, key):
+        return family.batch(data, task_params.inner, key)
+
+    def loss(params, task_params, batch, key):
+        return family.loss(params, task_params.inner, batch, key)
 
     return TaskFamily(sample, init, batch, loss, _normalise_inner(family))
 

@@ -10,6 +10,7 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metaopt import data, tasks
 from tests.data import tiny_tfds
@@ -44,9 +45,35 @@ def linear_classifier():
     )
 
 
+def characters():
+    """A text of five different characters."""
+    return data.TextPool(jnp.arange(20) ** 2 % 5)
+
+
+def table():
+    """Six rows of two columns, with targets."""
+    inputs = jnp.linspace(-1.0, 1.0, 12).reshape(6, 2)
+    return data.Pool(inputs, inputs.sum(axis=-1, keepdims=True) ** 2)
+
+
 def normalised(normalise):
     """A family with another normaliser."""
     return small_mlp()._replace(normalise=normalise), images()
+
+
+def sampled():
+    """A family of a few hundred parameters from the task distribution, and its pool."""
+    rng = np.random.default_rng(0)
+    drawn = tasks.sample_family({"images": images()}, rng, seconds=1e-5, classes=["logistic"])
+    return drawn.family, drawn.data
+
+
+def augmented():
+    """Two augmentations for sure, and none of the others."""
+    names = ("es_gradient", "reduced_batch", "bfloat16", "random_directions", "delayed_gradients")
+    chances = {**dict.fromkeys(names, 0.0), "rescale": 1.0, "normalised_gradient": 1.0}
+    drawn = tasks.augmented(small_mlp(), np.random.default_rng(0), probabilities=chances)
+    return drawn.family, images()
 
 
 @functools.cache
@@ -59,22 +86,62 @@ def tfds_dir() -> str:
 
 
 TASK_ROWS = [
+    ("augmented", augmented),
     ("autoencoder", lambda: (tasks.autoencoder(SHAPE, hidden=(3,), batch_size=4), images())),
     ("bfloat16", lambda: (tasks.bfloat16(small_mlp()), images())),
+    ("black_box", lambda: (tasks.black_box(dim=3), ())),
     ("classification", lambda: (linear_classifier(), images())),
     ("clip_classification", lambda: normalised(tasks.clip_classification(CLASSES))),
     ("convnet", lambda: (tasks.convnet(SHAPE, CLASSES, channels=(2, 3), batch_size=4), images())),
+    (
+        "es_gradient",
+        lambda: (tasks.es_gradient(small_mlp(), sigma=(0.01, 0.1), num_pairs=2), images()),
+    ),
     ("gradient_noise", lambda: (tasks.gradient_noise(small_mlp(), scale=(0.01, 0.1)), images())),
+    ("least_squares", lambda: (tasks.least_squares(dim=3), ())),
     ("logistic", lambda: (tasks.logistic(SHAPE, CLASSES, batch_size=4, l2=0.1), images())),
     ("mlp", lambda: (small_mlp(), images())),
+    ("mup_mlp", lambda: (tasks.mup_mlp(SHAPE, CLASSES, hidden=(5, 3), batch_size=4), images())),
+    ("normalised_gradient", lambda: (tasks.normalised_gradient(small_mlp()), images())),
     ("quadratic", lambda: (tasks.quadratic(dim=3), ())),
+    (
+        "random_directions",
+        lambda: (tasks.random_directions(small_mlp(), num_directions=3, sign=True), images()),
+    ),
+    (
+        "random_directions",
+        lambda: (tasks.random_directions(small_mlp(), num_directions=2, orthogonal=True), images()),
+    ),
     ("reduced_batch", lambda: (tasks.reduced_batch(small_mlp()), images())),
+    ("regression", lambda: (tasks.regression((2,), hidden=(3,), batch_size=4), table())),
     ("relative_log", lambda: normalised(tasks.relative_log(lambda task_params: 1.0))),
     ("rescale", lambda: (tasks.rescale(small_mlp(), level="global"), images())),
     ("rescale", lambda: (tasks.rescale(small_mlp(), level="tensor"), images())),
     ("rescale", lambda: (tasks.rescale(small_mlp(), level="parameter"), images())),
+    (
+        "rnn_lm",
+        lambda: (tasks.rnn_lm(5, hidden=3, embed=2, length=4, batch_size=2), characters()),
+    ),
+    ("rosenbrock", lambda: (tasks.rosenbrock(dim=3), ())),
+    ("sample_family", sampled),
+    ("scaled_init", lambda: (tasks.scaled_init(small_mlp()), images())),
     ("sinusoid_regression", lambda: (tasks.sinusoid_regression(hidden=(4,), batch_size=3), ())),
+    (
+        "transformer_lm",
+        lambda: (
+            tasks.transformer_lm(5, depth=1, width=4, length=4, batch_size=2),
+            characters(),
+        ),
+    ),
+    ("vae", lambda: (tasks.vae(SHAPE, hidden=(3,), latent=2, batch_size=4), images())),
     ("velo_classification", lambda: normalised(tasks.velo_classification(CLASSES))),
+    (
+        "vision_transformer",
+        lambda: (
+            tasks.vision_transformer(SHAPE, CLASSES, depth=1, width=4, batch_size=4),
+            images(),
+        ),
+    ),
 ]
 
 DATA_ROWS = [
@@ -84,6 +151,10 @@ DATA_ROWS = [
         lambda: data.gaussian_mixture(jax.random.key(0), num_classes=3, dim=2, num_examples=5),
     ),
     ("sample_batch", lambda: data.sample_batch(images(), jax.random.key(0), batch_size=4)),
+    (
+        "sample_windows",
+        lambda: data.sample_windows(characters(), jax.random.key(0), batch_size=2, length=3),
+    ),
     ("sinusoids", lambda: data.sinusoids(jax.random.key(0), num_curves=3, points_per_curve=4)),
     (
         "stream",
@@ -96,10 +167,12 @@ DATA_ROWS = [
         ),
     ),
     ("strokes", images),
+    ("tabular", lambda: data.tabular("iris")),
     (
         "teacher_network",
         lambda: data.teacher_network(jax.random.key(0), num_classes=3, dim=2, num_examples=5),
     ),
+    ("text", lambda: data.text()),
     ("tfds_dataset", lambda: data.tfds_dataset("mnist", data_dir=tfds_dir())),
     (
         "tfds_stream",

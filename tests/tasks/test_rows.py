@@ -15,6 +15,8 @@ FAMILIES = {
     for name, row in TASK_ROWS
     if name not in ("clip_classification", "relative_log", "velo_classification")
 }
+# Long to compile; the conformance tests cover them as well.
+HEAVY = ("transformer_lm", "vision_transformer")
 
 
 @pytest.mark.parametrize(("module", "rows"), [(tasks, TASK_ROWS), (data, DATA_ROWS)])
@@ -35,7 +37,9 @@ def run(family, pool, key):
     return loss, grads, params, aux, family.normalise(loss, task_params)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in HEAVY)) for name in FAMILIES]
+)
 def test_vmap_over_tasks_equals_one_task_at_a_time(name):
     family, pool = FAMILIES[name]()
     keys = jax.random.split(jax.random.key(1), 3)
