@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         tree,
         unroll,
     )
+    from metaopt.learned import pretrained
 
 __all__ = [  # noqa: F822
     "algorithms",
@@ -36,6 +37,7 @@ __all__ = [  # noqa: F822
     "implicit",
     "learned",
     "optimizers",
+    "pretrained",
     "tasks",
     "train",
     "tree",
@@ -44,6 +46,8 @@ __all__ = [  # noqa: F822
 
 
 def __getattr__(name):
+    if name == "pretrained":
+        return importlib.import_module("metaopt.learned").pretrained
     if name in __all__:
         return importlib.import_module(f"metaopt.{name}")
     raise AttributeError(f"module 'metaopt' has no attribute {name!r}")

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from metaopt.core import LearnedOptimizer, Scalar
 from metaopt.learned._features import (
@@ -38,6 +38,7 @@ from metaopt.learned._features import (
     factored_zeros,
     init_leaves,
     map_leaves,
+    rsqrt_factors,
     tanh_clock,
     zeros,
 )
@@ -47,6 +48,7 @@ from metaopt.learned._network import (
     hidden_sizes,
     mix,
     mix_normalised,
+    mix_normalised_in_blocks,
     network_init,
 )
 
@@ -103,15 +105,11 @@ def adafac_mlp(
     """
     sizes = (NUM_FEATURES, *hidden_sizes("adafac_mlp", hidden_size, hidden_layers), 2)
 
-    def init_theta(key):
-        offsets = {name: jnp.zeros(len(decays)) for name, decays in DECAYS.items()}
-        return {"decays": offsets, "network": network_init(key, sizes)}
-
     def optimizer(theta, *, num_steps=None):
         del num_steps
 
         def init(params):
-            return AdafacMLPState(jnp.zeros((), jnp.int32), init_leaves(_zero_moments, params))
+            return AdafacMLPState(jnp.zeros((), jnp.int32), init_leaves(zero_moments, params))
 
         def update(updates, state, params=None, **extra):
             del extra
@@ -123,8 +121,8 @@ def adafac_mlp(
             def step(grad, param, moments):
                 # Offsets, as weights, may be of less precision than the accumulators.
                 own = jax.tree.map(lambda x: x.astype(grad.dtype), theta)
-                moments = _accumulate(own["decays"], moments, grad)
-                direction, log_scale = _outputs(own["network"], grad, param, moments, state.count)
+                moments = accumulate(own["decays"], moments, grad)
+                direction, log_scale = network_outputs(own, grad, param, moments, state.count)
                 return -step_mult * direction * jnp.exp(exp_mult * log_scale), moments
 
             updates, moments = map_leaves(step, updates, params, state.moments)
@@ -133,10 +131,17 @@ def adafac_mlp(
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return LearnedOptimizer(init_theta, optimizer)
+    return LearnedOptimizer(lambda key: theta_init(key, sizes), optimizer)
 
 
-def _zero_moments(param) -> AdafacMLPMoments:
+def theta_init(key: PRNGKeyArray, sizes: tuple[int, ...]) -> PyTree:
+    """Decays at their base values, and a fresh network."""
+    offsets = {name: jnp.zeros(len(decays)) for name, decays in DECAYS.items()}
+    return {"decays": offsets, "network": network_init(key, sizes)}
+
+
+def zero_moments(param) -> AdafacMLPMoments:
+    """Accumulators of one tensor."""
     return AdafacMLPMoments(
         zeros(param, len(DECAYS["momenta"])),
         zeros(param, len(DECAYS["second"])),
@@ -144,7 +149,9 @@ def _zero_moments(param) -> AdafacMLPMoments:
     )
 
 
-def _accumulate(offsets, moments: AdafacMLPMoments, grad: Array) -> AdafacMLPMoments:
+def accumulate(offsets, moments: AdafacMLPMoments, grad: Array) -> AdafacMLPMoments:
+    """The accumulators with one more gradient."""
+
     def decays(name):
         base = jnp.asarray(DECAYS[name], grad.dtype)
         return 1 - (1 - base) * jnp.exp(10 * offsets[name])
@@ -156,32 +163,54 @@ def _accumulate(offsets, moments: AdafacMLPMoments, grad: Array) -> AdafacMLPMom
     )
 
 
-def _outputs(theta, grad, param, moments, count) -> Array:
-    """The network's two outputs for every entry."""
+def network_outputs(theta, grad, param, moments, count, *, num_outputs: int = 2) -> Array:
+    """The network's first outputs for every entry."""
+    theta = theta["network"]
     weights, offset = theta["linear_0"]["w"], theta["linear_0"]["b"]
-
-    def first_layer(weights, features):
-        planes = jnp.concatenate(features)
-        return mix_normalised(
-            jnp.concatenate(weights), planes, eps=NORM_EPS, num_axes=planes.ndim - 1
-        )
-
-    g, m, r, factored = grad[None], *moments
-    rsqrt = jax.lax.rsqrt(r + 1e-6)
-    preconditioner = factored_rsqrt(factored, grad.shape)
-    planes = [g, param[None], m, r, m * rsqrt, rsqrt, preconditioner * g]
-    common, preconditioned = weights[COMMON], weights[PRECONDITIONED]
-    row, col, row_rsqrt, col_rsqrt = jnp.split(weights[ROWS_AND_COLS], 4)
-    if grad.ndim < 2:
-        # Row and column features are the same here, so their weights add up.
-        full = factored.row
-        planes += [full, jax.lax.rsqrt(full + 1e-8), m * jax.lax.rsqrt(full + 1e-6)]
-        hidden = first_layer([common, row + col, row_rsqrt + col_rsqrt, preconditioned], planes)
-    else:
-        hidden = first_layer([common, preconditioned], [*planes, preconditioner * m])
-        # Twelve features vary along one axis only: their products are vectors, added to the planes.
-        for moment, w in ((factored.row, [row, row_rsqrt]), (factored.col, [col, col_rsqrt])):
-            hidden = hidden + first_layer(w, [moment, jax.lax.rsqrt(moment + 1e-8)])
     # The clock is the same for all entries, so it only shifts the bias.
     offset = offset + mix(weights[CLOCK], tanh_clock(count, grad.dtype))
-    return after_first(theta, hidden + bias(offset, hidden), num_outputs=2)
+    common, preconditioned = weights[COMMON], weights[PRECONDITIONED]
+    row, col, row_rsqrt, col_rsqrt = jnp.split(weights[ROWS_AND_COLS], 4)
+    arrays = (grad[None], param[None], moments.momenta, moments.second)
+    factored = moments.factored
+
+    def finish(hidden, *others):
+        hidden = sum(others, hidden) + bias(offset, hidden)
+        return after_first(theta, hidden, num_outputs=num_outputs)
+
+    def first_layer(weights, planes):
+        weights, planes = jnp.concatenate(weights), jnp.concatenate(planes)
+        return mix_normalised(weights, planes, eps=NORM_EPS, num_axes=grad.ndim)
+
+    if grad.ndim < 2:
+        # Row and column features are the same here, so their weights add up.
+        full, (g, *_, m, _) = factored.row, arrays
+        planes = _common(*arrays, factored_rsqrt(factored, grad.shape) * g)
+        planes += [full, jax.lax.rsqrt(full + 1e-8), m * jax.lax.rsqrt(full + 1e-6)]
+        weights = [common, row + col, row_rsqrt + col_rsqrt, preconditioned]
+        return finish(first_layer(weights, planes))
+
+    def features(g, p, m, r, row, col):
+        factor = row * col
+        return jnp.concatenate([*_common(g, p, m, r, factor * g), factor * m])
+
+    # Twelve features vary along one axis only: their products are vectors, added to the planes.
+    vectors = [
+        first_layer(w, [moment, jax.lax.rsqrt(moment + 1e-8)])
+        for moment, w in ((factored.row, [row, row_rsqrt]), (factored.col, [col, col_rsqrt]))
+    ]
+    return mix_normalised_in_blocks(
+        jnp.concatenate([common, preconditioned]),
+        features,
+        (*arrays, *rsqrt_factors(factored, grad.shape)),
+        finish,
+        vectors,
+        eps=NORM_EPS,
+        shape=grad.shape,
+    )
+
+
+def _common(g, p, m, r, preconditioned_g) -> list[Array]:
+    """The planes of every tensor."""
+    rsqrt = jax.lax.rsqrt(r + 1e-6)
+    return [g, p, m, r, m * rsqrt, rsqrt, preconditioned_g]

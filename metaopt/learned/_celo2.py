@@ -19,43 +19,23 @@ it: the Frobenius norm in `NewtonSchulz` is guarded inside the root (1e-16), so 
 derivative at 0.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
 from metaopt.core import LearnedOptimizer, Scalar
-from metaopt.learned._features import (
-    Factored,
-    clip_gradient,
-    ema,
-    factored_rsqrt,
-    factored_update,
-    factored_zeros,
-    init_leaves,
-    map_leaves,
-    normalise,
-    zeros,
+from metaopt.learned._entry_network import (
+    NUM_FEATURES,
+    accumulate,
+    entry_outputs,
+    zero_moments,
 )
-from metaopt.learned._network import after_first, bias, hidden_sizes, mix_normalised, network_init
+from metaopt.learned._features import clip_gradient, init_leaves, map_leaves, normalise
+from metaopt.learned._network import hidden_sizes, network_init
 
-DECAYS = (0.9, 0.99, 0.999)
-SECOND_DECAYS = (0.95,)
-# First-layer weights: planes of every tensor, then rows and columns, then planes of matrices.
-COMMON, ROWS_AND_COLS = slice(0, 15), slice(15, 27)
-NUM_FEATURES = 30
-EPS = 1e-8
-NORM_EPS = 1e-9
-
-
-class Celo2Moments(NamedTuple):
-    """Accumulators; in the state of `scale_by_celo2` each field is a tree like the parameters."""
-
-    momenta: Float[Array, "3 ..."]
-    second: Float[Array, "1 ..."]
-    factored: Factored
+SECOND_DECAY = 0.95
+EPS, NORM_EPS = 1e-8, 1e-9
 
 
 def scale_by_celo2(
@@ -92,7 +72,7 @@ def scale_by_celo2(
         raise ValueError(f"scale_by_celo2: norm_axes={norm_axes} is below 1; use 2, or None.")
 
     def init(params):
-        return init_leaves(_zero_moments, params)
+        return init_leaves(zero_moments, params)
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -104,8 +84,12 @@ def scale_by_celo2(
         def direction(grad, param, moments):
             num_axes = min(grad.ndim, norm_axes or grad.ndim)
             grad = clip_gradient(grad)
-            moments = _accumulate(moments, grad)
-            y = _output(theta, grad, param, moments, num_axes)
+            moments = accumulate(moments, grad, second_decay=SECOND_DECAY)
+            y = entry_outputs(
+                theta, grad, param, moments,
+                eps=EPS, norm_eps=NORM_EPS, num_axes=num_axes,
+                num_outputs=1, full_below_two_axes=False,
+            )[0]  # fmt: skip
             if orthogonalise and y.ndim >= 2:
                 y = newton_schulz(y)
             return normalise(y[None], eps=NORM_EPS, num_axes=num_axes)[0], moments
@@ -172,44 +156,3 @@ def newton_schulz(matrix: Float[Array, "... rows cols"]) -> Float[Array, "... ro
         gram = y @ jnp.matrix_transpose(y)
         y = 3.4445 * y + (2.0315 * gram @ gram - 4.775 * gram) @ y
     return jnp.matrix_transpose(y) if tall else y
-
-
-def _zero_moments(param) -> Celo2Moments:
-    num = len(DECAYS)
-    return Celo2Moments(zeros(param, num), zeros(param, 1), factored_zeros(param, num))
-
-
-def _accumulate(moments: Celo2Moments, grad: Array) -> Celo2Moments:
-    return Celo2Moments(
-        ema(moments.momenta, grad, DECAYS),
-        ema(moments.second, jnp.square(grad), SECOND_DECAYS),
-        factored_update(moments.factored, grad, DECAYS),
-    )
-
-
-def _output(theta, grad, param, moments, num_axes) -> Array:
-    """The network's first output for every entry."""
-    theta = jax.tree.map(lambda x: x.astype(grad.dtype), theta)
-    weights, offset = theta["linear_0"]["w"], theta["linear_0"]["b"]
-
-    def first_layer(weights, features):
-        return mix_normalised(weights, features, eps=NORM_EPS, num_axes=num_axes)
-
-    g, m, r, factored = grad[None], *moments
-    rsqrt = jax.lax.rsqrt(r + EPS)
-    preconditioner = factored_rsqrt(factored, grad.shape)
-    clipped = jnp.clip(g, -0.1, 0.1)
-    planes = [g, clipped, param[None], m, r, m * rsqrt, rsqrt, preconditioner * g, g * rsqrt]
-    if grad.ndim < 2:
-        hidden = first_layer(weights[COMMON], jnp.concatenate(planes))
-    else:
-        row, col, row_rsqrt, col_rsqrt = jnp.split(weights[ROWS_AND_COLS], 4)
-        planes = jnp.concatenate([*planes, preconditioner * m])
-        hidden = first_layer(
-            jnp.concatenate([weights[COMMON], weights[ROWS_AND_COLS.stop :]]), planes
-        )
-        # Twelve features vary along one axis only: their products are vectors, added to the planes.
-        for moment, w in ((factored.row, (row, row_rsqrt)), (factored.col, (col, col_rsqrt))):
-            features = jnp.concatenate([moment, jax.lax.rsqrt(moment + EPS)])
-            hidden = hidden + first_layer(jnp.concatenate(w), features)
-    return after_first(theta, hidden + bias(offset, hidden), num_outputs=1)[0]

@@ -43,6 +43,11 @@ def working_dtype(param: Array) -> DTypeLike:
     return jnp.promote_types(param.dtype, jnp.float32)
 
 
+def shared_dtype(params: PyTree) -> DTypeLike:
+    """The dtype of what belongs to no tensor in particular: the widest working dtype."""
+    return jnp.result_type(jnp.float32, *(working_dtype(x) for x in jax.tree.leaves(params)))
+
+
 def init_leaves(zeros_of: Callable, params: PyTree) -> Any:
     """The state for `map_leaves`: the structure of `zeros_of(param)`, with trees in its fields.
 
@@ -50,21 +55,25 @@ def init_leaves(zeros_of: Callable, params: PyTree) -> Any:
     wrapped by the same rules.
     """
     treedef, inner = jax.tree.structure(params), jax.tree.structure(zeros_of(jnp.zeros(1)))
+    if not treedef.num_leaves:  # of which there is no transpose: all tensors are masked, say
+        return inner.unflatten([params] * inner.num_leaves)
     return jax.tree.transpose(treedef, inner, jax.tree.map(zeros_of, params))
 
 
-def map_leaves(rule: Callable, grads: PyTree, params: PyTree, state: PyTree) -> tuple[Any, Any]:
-    """Maps `rule(grad, param, state) -> (update, state)` over the tensors of a tree.
+def map_leaves(
+    rule: Callable, grads: PyTree, params: PyTree, state: PyTree, *fed: PyTree
+) -> tuple[Any, Any]:
+    """Maps `rule(grad, param, state, *fed) -> (update, state)` over the tensors of a tree.
 
-    The rule sees working dtypes and at least one axis, and of the state, made by `init_leaves`, one
-    tensor's share; updates come back in the shape and dtype of their parameter.
+    The rule sees working dtypes and at least one axis, of the state, made by `init_leaves`, one
+    tensor's share, and of each fed tree what it has in the tensor's place; updates come back in the
+    shape and dtype of their parameter.
     """
 
-    def one(grad, param, state):
+    def one(grad, param, state, *fed):
         shape, dtype = jnp.shape(param) or (1,), working_dtype(param)
-        update, state = rule(
-            jnp.reshape(grad, shape).astype(dtype), jnp.reshape(param, shape).astype(dtype), state
-        )
+        grad, value = (jnp.reshape(x, shape).astype(dtype) for x in (grad, param))
+        update, state = rule(grad, value, state, *fed)
         return jnp.reshape(update, jnp.shape(param)).astype(param.dtype), state
 
     grads, treedef = jax.tree.flatten(grads)
@@ -72,10 +81,10 @@ def map_leaves(rule: Callable, grads: PyTree, params: PyTree, state: PyTree) -> 
         return treedef.unflatten([]), state
     fields, inner = jax.tree.flatten(state, is_leaf=lambda x: jax.tree.structure(x) == treedef)
     shares = zip(*(treedef.flatten_up_to(field) for field in fields), strict=True)
-    params = treedef.flatten_up_to(params)
+    others = (treedef.flatten_up_to(x) for x in (params, *fed))
     results = [
-        one(grad, param, inner.unflatten(share))
-        for grad, param, share in zip(grads, params, shares, strict=True)
+        one(grad, param, inner.unflatten(share), *rest)
+        for grad, share, param, *rest in zip(grads, shares, *others, strict=True)
     ]
     updates = treedef.unflatten([update for update, _ in results])
     shares = [inner.flatten_up_to(new) for _, new in results]
@@ -134,10 +143,24 @@ def factored_rsqrt(moment: Factored, shape: tuple[int, ...]) -> Array:
     """About `1/√(second moment)`, `[D, *shape]`: what preconditions gradients and momenta."""
     if len(shape) < 2:
         return jax.lax.rsqrt(jnp.maximum(moment.row + 1e-9, 1e-9))
+    row, col = rsqrt_factors(moment, shape)
+    return row * col
+
+
+def rsqrt_factors(moment: Factored, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The two factors of `factored_rsqrt` for two axes or more, each of length 1 along one axis."""
     second, _ = factored_axes(shape)
     mean = jnp.mean(moment.row, axis=second + 1, keepdims=True)
     row = jax.lax.rsqrt(jnp.maximum(moment.row / (mean + 1e-9), 1e-9))
-    return row * jax.lax.rsqrt(jnp.maximum(moment.col, 1e-9))
+    return row, jax.lax.rsqrt(jnp.maximum(moment.col, 1e-9))
+
+
+def mean(planes: Float[Array, "features ..."], num_axes: int) -> Array:
+    """Mean over the last `num_axes` axes, which are removed."""
+    ones = jnp.ones(planes.shape[planes.ndim - num_axes :], planes.dtype)
+    # A product, as in `mean_square`.
+    total = jnp.tensordot(planes, ones, axes=num_axes, precision=jax.lax.Precision.HIGHEST)
+    return total / ones.size
 
 
 def mean_square(planes: Float[Array, "features ..."], num_axes: int) -> Array:

@@ -12,13 +12,12 @@ import json
 import os
 import pathlib
 import time
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
 from jaxtyping import PyTree
+
+from metaopt import tree
 
 try:
     import fcntl
@@ -156,15 +155,7 @@ def save_theta(file: str | os.PathLike, theta: PyTree) -> None:
         file: where to write; replaced at once, never half-written.
         theta: any pytree of arrays; the name of an array is its path in the tree.
     """
-    path = pathlib.Path(file)
-    arrays = {name: _storable(x) for name, x in _named(theta).items()}
-    partial = path.with_name(path.name + ".partial")
-    # Not `np.savez`: its own arguments would collide with arrays of the same names.
-    with zipfile.ZipFile(partial, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
-    partial.replace(path)
+    tree.write_arrays(file, tree.named(theta))
 
 
 def load_theta(file: str | os.PathLike, like: PyTree) -> PyTree:
@@ -180,30 +171,7 @@ def load_theta(file: str | os.PathLike, like: PyTree) -> PyTree:
     Raises:
         ValueError: if names or shapes differ; the message lists the difference.
     """
-    expected = _named(like)
-    with np.load(file, allow_pickle=False) as stored:
-        names = set(stored.files)
-        problems = [f"missing {n}" for n in sorted(expected.keys() - names)]
-        problems += [f"unexpected {n}" for n in sorted(names - expected.keys())]
-        problems += [
-            f"{n} has shape {stored[n].shape}, expected {np.shape(x)}"
-            for n, x in expected.items()
-            if n in names and stored[n].shape != np.shape(x)
-        ]
-        if problems:
-            raise ValueError(f"load_theta: {file} does not fit: {'; '.join(problems)}.")
-        leaves = [jax.numpy.asarray(stored[n], x.dtype) for n, x in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
-
-
-def _storable(x) -> np.ndarray:
-    x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype == jax.numpy.bfloat16 else x
+    return tree.from_named(tree.read_arrays(file), like, what=f"load_theta: {file}")
 
 
 def _plain(settings):

@@ -1,5 +1,15 @@
-"""Pytree arithmetic that `optax.tree` lacks."""
+"""Pytree arithmetic that `optax.tree` lacks, and trees as files."""
 
+from metaopt.tree._files import from_named, named, read_arrays, write_arrays
 from metaopt.tree._tree import all_finite, cast_like, sample_normal, where
 
-__all__ = ["all_finite", "cast_like", "sample_normal", "where"]
+__all__ = [
+    "all_finite",
+    "cast_like",
+    "from_named",
+    "named",
+    "read_arrays",
+    "sample_normal",
+    "where",
+    "write_arrays",
+]

@@ -1,5 +1,6 @@
 """Running a System: scans and what their derivatives cost, horizons, windows, whole losses."""
 
+from metaopt.unroll._delayed_gradients import DelayedState, delayed_gradients
 from metaopt.unroll._differentiable import differentiable
 from metaopt.unroll._episodes import (
     AutoResetState,
@@ -17,6 +18,7 @@ from metaopt.unroll._inner_gradient import (
     takes_value_and_grad,
     with_gradient,
 )
+from metaopt.unroll._late_losses import LateLossesState, late_losses
 from metaopt.unroll._memory import MemoryReport, memory_report, memory_table
 from metaopt.unroll._meta_loss import (
     MetaLossInfo,
@@ -29,11 +31,13 @@ from metaopt.unroll._unroll import FrozenState, freeze_diverged, unroll
 
 __all__ = [
     "AutoResetState",
+    "DelayedState",
     "Episode",
     "Episodes",
     "FrozenState",
     "Gradient",
     "Horizon",
+    "LateLossesState",
     "Loop",
     "MemoryReport",
     "MetaLossInfo",
@@ -42,10 +46,12 @@ __all__ = [
     "Window",
     "as_horizon",
     "auto_reset",
+    "delayed_gradients",
     "differentiable",
     "episodes",
     "first_order_value_and_grad",
     "freeze_diverged",
+    "late_losses",
     "log_uniform",
     "memory_report",
     "memory_table",

@@ -48,3 +48,11 @@ def test_clip_gradient_keeps_nan():
 def test_map_leaves_accepts_an_empty_tree():
     empty = optax.MaskedNode()
     assert features.map_leaves(lambda *x: x, empty, empty, empty) == (empty, empty)
+
+
+def test_a_tree_without_tensors_has_a_state_without_arrays():
+    # What a partition masks, it replaces by nodes without leaves.
+    params = {"a": {}, "b": ()}
+    state = features.init_leaves(lambda param: features.Factored(param, param), params)
+    assert state == features.Factored(params, params)
+    assert features.map_leaves(None, params, params, state) == (params, state)
