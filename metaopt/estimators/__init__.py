@@ -27,6 +27,7 @@ from metaopt.estimators._nres import NRESState, nres
 from metaopt.estimators._one_step import one_step
 from metaopt.estimators._pbgd import Gap, PBGDState, pbgd
 from metaopt.estimators._pes import Boundary, PESState, pes
+from metaopt.estimators._population_es import Pooling, Shaping, population_es
 from metaopt.estimators._pzobo import pzobo
 from metaopt.estimators._saba import GradientTable, SABAState, saba
 from metaopt.estimators._sama import Mixed, SAMAState, sama
@@ -66,11 +67,13 @@ __all__ = [
     "NRESState",
     "PBGDState",
     "PESState",
+    "Pooling",
     "Response",
     "SABAState",
     "SAMAState",
     "SOBAState",
     "SRBAState",
+    "Shaping",
     "TruncatedBackpropState",
     "TruncatedESState",
     "VRBOState",
@@ -94,6 +97,7 @@ __all__ = [
     "one_step",
     "pbgd",
     "pes",
+    "population_es",
     "pzobo",
     "saba",
     "sama",

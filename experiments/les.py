@@ -1,0 +1,287 @@
+"""A learned evolution strategy against a tuned one, on functions that it never saw.
+
+Command:   python experiments/les.py            (--seeds 0 for one meta-seed)
+Hardware:  two cores of an x86-64 CPU; about ten minutes for three meta-seeds, without other work.
+Expected:  of the cells with held-out functions, LES is below the tuned isotropic strategy in the
+           median of log10(best value) in at least 60 %, and below random search in all
+
+LES (Lange et al. 2022, arXiv:2211.11260) is meta-trained for 200 meta-generations of 64 candidates
+on 12 tasks each: six analytic functions in ten dimensions, randomly rotated and shifted, with 50
+generations of 16 candidates. The isotropic strategy's first step size, learning rate and decay are
+chosen on the same functions by the same measure. Both then meet, with new seeds, six training and
+four held-out functions, in 10 and 20 dimensions, with 16 and 32 candidates: 40 cells, of which four
+held-out functions make 16. All have the same starts and the same number of evaluations.
+
+Writes results/les.json, with the theta of each meta-seed, and a figure beside it.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import platform
+import time
+
+from metaopt import doctor
+
+doctor.guard_cpu()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+import tyro  # noqa: E402
+
+from metaopt import algorithms, estimators, eval, learned, tasks, train, unroll  # noqa: E402
+
+TRAINING = ("sphere", "ellipsoid", "discus", "rosenbrock", "rastrigin", "schwefel")
+HELD_OUT = ("ackley", "cigar", "griewank", "powers")
+FUNCTIONS = TRAINING + HELD_OUT
+FLOOR = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Meta-seeds."""
+    meta_generations: int = 200
+    num_pairs: int = 32
+    num_tasks: int = 12
+    generations: int = 50
+    dims: tuple[int, ...] = (10, 20)
+    """The first one is meta-trained and tuned on."""
+    populations: tuple[int, ...] = (16, 32)
+    """Likewise."""
+    meta_sigma: float = 0.1
+    learning_rate: float = 0.03
+    first_std: float = 1.0
+    """Of LES."""
+    grid: tuple[tuple[float, ...], ...] = (
+        (0.5, 1.0, 2.0, 3.0, 4.0),
+        (0.7, 1.0, 1.4, 2.0, 2.8, 4.0),
+        (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0),
+    )
+    """Of the isotropic strategy: step sizes, learning rates, decays."""
+    num_tuning: int = 96
+    num_runs: int = 31
+    """Per cell."""
+    out: pathlib.Path = pathlib.Path(__file__).parent / "results" / "les.json"
+
+    @classmethod
+    def tiny(cls, folder: pathlib.Path) -> "Config":
+        """A check of the script, in a minute."""
+        return cls(
+            seeds=(0,),
+            meta_generations=2,
+            num_pairs=2,
+            num_tasks=2,
+            generations=3,
+            dims=(2, 3),
+            populations=(4, 5),
+            grid=((1.0,), (1.0, 2.0), (0.9,)),
+            num_tuning=3,
+            num_runs=3,
+            out=folder / "tiny.json",
+        )
+
+
+def isotropic(population_size: int) -> learned.LearnedStrategy:
+    """Its three settings are theta, so that a grid is one program."""
+
+    def strategy(theta):
+        sigma, learning_rate, decay = theta
+        return learned.isotropic_es(
+            population_size=population_size, sigma=sigma, learning_rate=learning_rate, decay=decay
+        )
+
+    return learned.LearnedStrategy(lambda key: jnp.array([1.0, 1.0, 0.9]), strategy)
+
+
+def random_search(population_size: int) -> learned.LearnedStrategy:
+    """Without meta-parameters."""
+    strategy = learned.random_search(population_size=population_size)
+    return learned.LearnedStrategy(lambda key: (), lambda theta: strategy)
+
+
+def mean_score(family, strategy, generations, num_tasks):
+    """`(theta, data, key) -> ` mean over tasks of the best value's logarithm, normalised."""
+    final = unroll.meta_loss(
+        algorithms.search(family, strategy), horizon=generations, objective="last"
+    )
+
+    def score(theta, data, key):
+        keys = jax.random.split(key, num_tasks)
+        return jnp.mean(jax.vmap(lambda key: final(theta, data, key))(keys))
+
+    return score
+
+
+def tune(cfg: Config, family) -> dict:
+    """The isotropic strategy's best settings on the training functions."""
+    score = mean_score(family, isotropic(cfg.populations[0]), cfg.generations, cfg.num_tuning)
+    grid = jnp.array(list(itertools.product(*cfg.grid)))
+    scores = jax.jit(
+        lambda grid, key: jax.lax.map(lambda theta: score(theta, (), jax.random.clone(key)), grid)
+    )(grid, jax.random.key(1000))
+    best = int(jnp.argmin(scores))
+    return {"theta": grid[best].tolist(), "score": float(scores[best]), "settings": len(grid)}
+
+
+def meta_train(cfg: Config, family, seed: int) -> dict:
+    """Meta-trains LES; the theta with the best probe is kept."""
+    strategy = learned.les(population_size=cfg.populations[0], sigma=cfg.first_std)
+    estimator = estimators.population_es(
+        algorithms.search(family, strategy),
+        sigma=cfg.meta_sigma,
+        horizon=cfg.generations,
+        num_pairs=cfg.num_pairs,
+        num_tasks=cfg.num_tasks,
+    )
+    probe = mean_score(family, strategy, cfg.generations, cfg.num_tuning)
+    schedule = optax.cosine_decay_schedule(cfg.learning_rate, cfg.meta_generations, 0.1)
+    curve, start = [], time.perf_counter()
+    key_theta, key_run = jax.random.split(jax.random.key(seed))
+    result = train.meta_train(
+        {"functions": estimator},
+        strategy.init(key_theta),
+        {"functions": ()},
+        key_run,
+        outer_opt=optax.adam(schedule),
+        num_steps=cfg.meta_generations,
+        probes={"functions": train.Probe(probe)},
+        probe_every=max(1, cfg.meta_generations // 10),
+        on_report=lambda step, metrics: curve.append([step, metrics["probe/functions"]]),
+    )
+    theta = jax.tree.map(lambda x: np.asarray(x, np.float64), result.state.best_theta)
+    return {
+        "theta": jax.tree.map(lambda x: np.round(x, 6).tolist(), theta),
+        "probe": curve,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def final_values(cfg: Config, dim: int, size: int, competitors: dict) -> dict:
+    """log10 of the best value of every run, `[functions, runs]`, of each competitor."""
+    family = tasks.black_box(dim=dim, functions=FUNCTIONS)
+
+    def one(strategy, theta, function, key):
+        # The same key gives all strategies the same rotation, optimum and start.
+        sample = lambda key: family.sample(key)._replace(function=function)  # noqa: E731
+        system = algorithms.search(family._replace(sample=sample), strategy)
+        key_init, key_run = jax.random.split(key)
+        state = system.init(theta, (), key_init)
+        run = unroll.unroll(system, num_steps=cfg.generations)
+        end, _ = run(theta, state, (), key_run)
+        return jnp.log10(jnp.maximum(end.best_loss, FLOOR))
+
+    def everything(thetas, keys):
+        functions = jnp.arange(len(FUNCTIONS))
+        found = {}
+        for name, (strategy, _) in competitors.items():
+            of_runs = jax.vmap(functools.partial(one, strategy), in_axes=(None, None, 0))
+            of_functions = jax.vmap(of_runs, in_axes=(None, 0, None))
+            found[name] = of_functions(thetas[name], functions, keys)
+        return found
+
+    keys = jax.random.split(jax.random.key(2000 + dim), cfg.num_runs)
+    thetas = {name: theta for name, (_, theta) in competitors.items()}
+    return jax.tree.map(np.asarray, jax.jit(everything)(thetas, keys))
+
+
+def compare(cfg: Config, tuned: dict, runs: dict) -> list[dict]:
+    """One entry per cell: medians of log10(best value) of every strategy."""
+    cells = []
+    for dim, size in itertools.product(cfg.dims, cfg.populations):
+        les = learned.les(population_size=size, sigma=cfg.first_std)
+        competitors = {
+            "isotropic": (isotropic(size), jnp.array(tuned["theta"])),
+            "random": (random_search(size), ()),
+            "untrained": (les, les.init(jax.random.split(jax.random.key(cfg.seeds[0]))[0])),
+        }
+        for seed, run in runs.items():
+            leaves = jax.tree.map(jnp.array, run["theta"], is_leaf=lambda x: isinstance(x, list))
+            competitors[f"les {seed}"] = (les, leaves)
+        values = final_values(cfg, dim, size, competitors)
+        for i, function in enumerate(FUNCTIONS):
+            medians = {name: float(np.median(x[i])) for name, x in values.items()}
+            cells.append({"function": function, "dim": dim, "population": size, **medians})
+    return cells
+
+
+def group(cfg: Config, cell: dict) -> str:
+    """How far from meta-training a cell is."""
+    if cell["function"] in HELD_OUT:
+        return "held-out functions"
+    same = cell["dim"] == cfg.dims[0] and cell["population"] == cfg.populations[0]
+    return "training functions, new seeds" if same else "training functions, other sizes"
+
+
+def summarise(cfg: Config, cells: list[dict]) -> dict:
+    """Shares of cells in which LES is lower, and progress relative to the tuned strategy."""
+    summary = {}
+    for name in dict.fromkeys(group(cfg, cell) for cell in cells):
+        chosen = [cell for cell in cells if group(cfg, cell) == name]
+        summary[name] = {"cells": len(chosen)}
+        for seed in cfg.seeds:
+            les = np.array([cell[f"les {seed}"] for cell in chosen])
+            iso, rand = (np.array([c[k] for c in chosen]) for k in ("isotropic", "random"))
+            # 0 is random search, 1 the tuned strategy.
+            scores = (rand - les) / np.where(np.abs(rand - iso) > 0, rand - iso, 1)
+            summary[name][str(seed)] = {
+                "below isotropic": float(np.mean(les < iso)),
+                "below random": float(np.mean(les < rand)),
+                "median difference to isotropic": float(np.median(les - iso)),
+                "IQM of relative progress": eval.iqm(scores),
+            }
+    return summary
+
+
+def main(config: Config) -> dict:
+    """Runs everything, writes the results and returns them."""
+    start = time.perf_counter()
+    family = tasks.black_box(dim=config.dims[0], functions=TRAINING)
+    tuned = tune(config, family)
+    runs = {str(seed): meta_train(config, family, seed) for seed in config.seeds}
+    cells = compare(config, tuned, runs)
+    record = {
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "seconds": round(time.perf_counter() - start, 1),
+        "isotropic": tuned,
+        "runs": runs,
+        "summary": summarise(config, cells),
+        "cells": cells,
+    }
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    train.write_json(config.out, record)
+    _figure(config, record)
+    return record
+
+
+def _figure(config: Config, record: dict) -> None:
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = canvas.subplots(1, 2)
+    for seed, run in record["runs"].items():
+        left.plot(*zip(*run["probe"], strict=True), marker="o", markersize=3, label=f"LES {seed}")
+    left.axhline(record["isotropic"]["score"], color="black", linestyle="--", label="isotropic")
+    left.set(xlabel="meta-generation", ylabel="ln(best value), normalised, mean")
+    left.legend(frameon=False, fontsize="small")
+    cells = record["cells"]
+    for name in dict.fromkeys(group(config, cell) for cell in cells):
+        chosen = [cell for cell in cells if group(config, cell) == name]
+        points = [(c["isotropic"], c[f"les {seed}"]) for c in chosen for seed in config.seeds]
+        right.scatter(*zip(*points, strict=True), s=12, label=name)
+    ends = [min(c["isotropic"] for c in cells), max(c["isotropic"] for c in cells)]
+    right.plot(ends, ends, color="black", linewidth=0.8)
+    right.set(xlabel="isotropic: median log10(best value)", ylabel="LES, the same")
+    right.legend(frameon=False, fontsize="small")
+    for suffix in (".png", ".svg"):
+        canvas.savefig(config.out.with_suffix(suffix), dpi=160)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
