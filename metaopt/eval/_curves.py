@@ -6,6 +6,7 @@
 initial parameters and batches; hold a task fixed with `family._replace(sample=lambda key: task)`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from metaopt.core import LearnedOptimizer, Split, TaskFamily, training
+from metaopt.core import LearnedOptimizer, Params, Split, TaskFamily, training
 
 
 class NormalisedLosses(NamedTuple):
@@ -57,6 +58,7 @@ def learning_curve(
     num_seeds: int = 5,
     eval_every: int | None = None,
     num_eval_batches: int = 16,
+    eval_params: Callable[[Any, Params], Params] | None = None,
 ) -> Curves:
     """Trains tasks of a family from scratch and records their losses.
 
@@ -75,6 +77,8 @@ def learning_curve(
         num_seeds: runs, vectorised. Static.
         eval_every: inner steps between validations; by default there is one, at the end. Static.
         num_eval_batches: batches of every measurement that is not the curve itself. Static.
+        eval_params: `(opt_state, params) -> params`, where those measurements are taken, for an
+            optimizer that trains at one point and answers with another (an average). Static.
 
     Returns:
         The curves, in the dtype of the family's loss.
@@ -100,12 +104,12 @@ def learning_curve(
     steps = jnp.arange(num_steps).reshape(-1, eval_every)
 
     def one_seed(key):
-        return _run(family, optimizer, data, key, steps, num_eval_batches)
+        return _run(family, optimizer, data, key, steps, num_eval_batches, eval_params)
 
     return jax.vmap(one_seed)(jax.random.split(key, num_seeds))
 
 
-def _run(family, optimizer, data, key, steps, num_eval_batches) -> Curves:
+def _run(family, optimizer, data, key, steps, num_eval_batches, eval_params) -> Curves:
     """One run; `steps` has one row per validation."""
     # The system reports the raw loss, so that divergence can be seen.
     raw = family._replace(normalise=lambda loss, task_params: loss)
@@ -114,6 +118,9 @@ def _run(family, optimizer, data, key, steps, num_eval_batches) -> Curves:
     key_init, key_steps, key_train, key_validation = jax.random.split(key, 4)
 
     def measure(state, pool, key):
+        if eval_params is not None:
+            state = state._replace(params=eval_params(state.opt_state, state.params))
+
         # One batch after the other, to spare memory; every measurement uses the same ones.
         def one_batch(index):
             return _evaluate(family, state, pool, jax.random.fold_in(key, index))

@@ -105,6 +105,32 @@ def test_a_shorter_run_is_a_prefix_and_validations_change_nothing():
     assert len(np.unique(long.train_loss)) == long.train_loss.size
 
 
+def test_an_average_is_measured_in_place_of_the_parameters_that_are_trained():
+    average = optax.contrib.schedule_free_sgd(0.1)
+    curves = learning_curve(
+        quadratic(2.0),
+        average,
+        (),
+        jax.random.key(0),
+        num_steps=NUM_STEPS,
+        num_seeds=1,
+        num_eval_batches=1,
+        eval_params=optax.contrib.schedule_free_eval_params,
+    )
+    # Schedule-Free with β = 0.9 by hand: z descends, x is its mean, gradients are taken between.
+    x = z = 1.0
+    trained = []
+    for step in range(NUM_STEPS):
+        y = 0.9 * x + 0.1 * z
+        trained.append(y**2)
+        z = z - 0.1 * 2 * y
+        x = x + (z - x) / (step + 1)
+    np.testing.assert_allclose(curves.train_loss[0], trained, rtol=1e-5)
+    np.testing.assert_allclose(curves.final_loss, x**2, rtol=1e-4)
+    np.testing.assert_allclose(curves.validation_loss[0], x**2, rtol=1e-4)
+    assert abs(0.9 * x + 0.1 * z - x) > 0.01  # the two points differ
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

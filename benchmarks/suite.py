@@ -1,0 +1,81 @@
+"""The table of the evaluation suite: baselines and shipped weights.
+
+    OPENBLAS_NUM_THREADS=1 nice -n 12 taskset -c 1 python benchmarks/suite.py --folder runs/suite
+
+computes the cells that the folder lacks (ten baselines on 24 tasks, Adam's envelopes, and weights
+that ship, tuned and not) and
+writes the scores and a figure. The cells are those of `metaopt eval --suite --out FOLDER`:
+processes of that command with different `--suite-tasks` may share the work, and learned rules that
+are evaluated there find the baselines. One thread, because BLAS threads that wait for a busy core
+make Shampoo's eigendecompositions a hundred times slower.
+
+Expected: an hour of process time on one core without contention; no baseline is far above tuned
+AdamW on all tasks, and none fails.
+
+Results: `results/suite.json`, `results/suite.png`.
+"""
+
+from metaopt import doctor
+
+doctor.guard_cpu()
+doctor.enable_compilation_cache()
+
+import json  # noqa: E402
+import pathlib  # noqa: E402
+import statistics  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+
+import _measure  # noqa: E402
+import rich  # noqa: E402
+import tyro  # noqa: E402
+
+from metaopt import eval, learned  # noqa: E402
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to score.
+
+    Attributes:
+        folder: of the cells.
+        out: where the results go.
+    """
+
+    folder: pathlib.Path = pathlib.Path("runs") / "suite"
+    out: pathlib.Path = RESULTS / "suite.json"
+
+
+def main(config: Config) -> dict:
+    """Computes what is missing and writes the scores."""
+    provenance = _measure.provenance()
+    shipped = [
+        eval.pretrained_contender(name, is_tuned=is_tuned)
+        for name in learned.pretrained_names()
+        for is_tuned in (True, False)
+    ]
+    contenders = [*eval.suite_baselines(), *shipped]
+    summary = eval.run_suite(contenders, config.folder, on_report=print)
+    record = {"provenance": provenance, **_without_seeds(summary)}
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(json.dumps(record, indent=1) + "\n")
+    eval.suite_figure(summary, config.out)
+    rich.print(eval.suite_table(summary))
+    return record
+
+
+def _without_seeds(summary: dict) -> dict:
+    """Medians over seeds in place of lists, to spare the repository."""
+    contenders = {}
+    for name, entry in summary["contenders"].items():
+        tasks = {
+            task: {k: statistics.median(v) if isinstance(v, list) else v for k, v in scores.items()}
+            for task, scores in entry["tasks"].items()
+        }
+        contenders[name] = {**entry, "tasks": tasks}
+    return {**summary, "contenders": contenders}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
