@@ -9,7 +9,15 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = tuple(ROOT / "docs" / name for name in ("results.md", "meta_gradients.md"))
+PAGES = tuple(
+    ROOT / name
+    for name in (
+        "docs/results.md",
+        "docs/meta_gradients.md",
+        "docs/learned_optimizers.md",
+        "metaopt/learned/weights/adam_mlp.md",
+    )
+)
 
 
 def newcomer() -> str:
@@ -340,7 +348,143 @@ def soak() -> str:
     )
 
 
+def symbolic_search() -> str:
+    """What evolution from SGD found."""
+    parts = []
+    for seed, found in _load("experiments/results/symbolic.json")["searches"].items():
+        counts = found["counts"]
+        parts.append(
+            f"Search {seed}: {counts['evaluated']:,} programs trained with, "
+            f"of {counts['proposed']:,} proposed ({found['duplicates']:.0%} did what a known one "
+            f"does, {counts['invalid'] / counts['proposed']:.0%} were dropped). Score "
+            f"{found['score of sgd']:.3f} for SGD, {found['score']:.3f} for\n\n```text\n"
+            + "\n".join(found["program"])
+            + "\n```"
+        )
+    return "\n\n".join(parts)
+
+
+def symbolic_rules() -> str:
+    """The rules found, beside known ones."""
+    rows = [
+        [
+            problem,
+            name,
+            f"{entry['learning_rate']:.2g}" + " (edge)" * entry["at_edge"],
+            f"{entry['mean loss']:.3f} ± {entry['standard error']:.3f}",
+            f"{entry['final loss']:.3f}",
+            f"{entry['ratio to sgd']:.2f}",
+            f"{entry['ratio to adam']:.2f}",
+        ]
+        for problem, table in _load("experiments/results/symbolic.json")["comparison"].items()
+        for name, entry in table.items()
+    ]
+    return _table(
+        ["problem", "rule", "learning rate", "mean loss ± standard error", "final loss",
+         "mean over SGD's", "mean over Adam's"],
+        rows,
+    )  # fmt: skip
+
+
+def learned_strategies() -> str:
+    """LES against a tuned isotropic strategy."""
+    rows = []
+    for group, entry in _load("experiments/results/les.json")["summary"].items():
+        runs = [x for name, x in entry.items() if name != "cells"]
+        columns = (
+            ("below isotropic", "{:.0%}"),
+            ("below random", "{:.0%}"),
+            ("median difference to isotropic", "{:.2f}"),
+            ("IQM of relative progress", "{:.2f}"),
+        )
+        values = [", ".join(form.format(run[name]) for run in runs) for name, form in columns]
+        rows.append([group, str(entry["cells"]), *values])
+    return _table(
+        ["cells", "number", "below isotropic, per meta-seed", "below random search",
+         "median difference to isotropic, log10", "progress, IQM"],
+        rows,
+    )  # fmt: skip
+
+
+def parity() -> str:
+    """Our learned optimizers against the originals' trajectories."""
+    rows = [
+        [f"`{name}`", *(f"{row[key]:.1e}" for key in ("stored", "rolling", "moved"))]
+        for name, row in _load("benchmarks/results/parity.json")["rows"].items()
+    ]
+    return _table(["vectors", "stored", "rolling", "moved"], rows)
+
+
+def l2l() -> str:
+    """The coordinate-wise LSTM against tuned baselines on random quadratics."""
+    record = _load("experiments/results/l2l.json")
+    results, rates = record["results"], record["learning rates"]
+    names = list(next(iter(results.values()))["mean log10 f"])
+    table = _table(
+        ["", "learning rate", *(f"mean log10 f(x_{steps})" for steps in results)],
+        [
+            [name, f"{rates[name]:.3g}" if name in rates else "-",
+             *(f"{found['mean log10 f'][name]:.2f}" for found in results.values())]
+            for name in names
+        ],
+    )  # fmt: skip
+    lines = [
+        f"After {steps} steps the LSTM is {abs(found['below it by']):.2f} "
+        f"{'below' if found['below it by'] > 0 else 'above'} the best baseline "
+        f"({found['best baseline']}) in mean log10 f; f is lower on "
+        f"{found['share of functions below it']:.0%} of the functions."
+        for steps, found in results.items()
+    ]
+    return table + "\n\n" + "\n".join(lines)
+
+
+def coordinate_check() -> str:
+    """Slopes against the width, without and with muP."""
+    record = _load("experiments/results/coordinate_check.json")
+    lines = []
+    for name in record["slopes"]:
+        for form, rules in record["results"].items():
+            by_step = zip(*(entry["slopes"]["1"] for entry in rules.get(name, [])), strict=True)
+            cells = [_spread(slopes, "{:.2f}") for slopes in by_step]
+            if cells:
+                lines.append([name, form, *cells])
+    steps = record["config"]["steps"]
+    return _table(["rule", "form", *(f"slope after {step}" for step in steps)], lines)
+
+
+def overhead() -> str:
+    """One update step, ours and the peer's, beside Adam's and the bandwidth floor."""
+    rows = _load("benchmarks/results/overhead.json")["rows"]
+    peers = {
+        row["size"]: row["cpu_ms"]
+        for row in rows
+        if row["library"] != "metaopt" and row["rule"] == "adafac_mlp"
+    }
+    return _table(
+        ["library", "rule", "parameters", "ms of process time", "over Adam",
+         "of the peer's default", "floor, ms", "temporary MiB", "temporary bytes per parameter"],
+        [
+            [
+                row["library"],
+                row["rule"],
+                row["size"],
+                f"{row['cpu_ms']:.3g}",
+                f"{row['ratio_to_adam']:.1f}x",
+                f"{row['cpu_ms'] / peers[row['size']]:.2f}" if peers else "",
+                f"{row['floor_ms']:.2g}",
+                f"{row['temp_bytes'] / 2**20:.1f}",
+                f"{row['temp_bytes'] / row['parameters']:.0f}",
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
 BLOCKS = (
+    coordinate_check,
+    l2l,
+    overhead,
+    parity,
     newcomer,
     digits,
     accuracy,
@@ -359,6 +503,9 @@ BLOCKS = (
     faults,
     scaling,
     soak,
+    symbolic_search,
+    symbolic_rules,
+    learned_strategies,
 )
 
 

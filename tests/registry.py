@@ -153,6 +153,34 @@ def implicit_estimator(**settings):
     return estimator, theta(), jnp.array(RIDGE_TARGET)
 
 
+def searching(learned_strategy):
+    """The search by a strategy on two functions."""
+    family = tasks.black_box(dim=2, functions=("rosenbrock", "rastrigin"))
+    system = algorithms.search(family, learned_strategy)
+    return system, learned_strategy.init(jax.random.key(0)), ()
+
+
+def with_settings(make):
+    """A strategy whose two settings are theta."""
+    return learned.LearnedStrategy(
+        lambda key: jnp.array([0.5, 0.9]), lambda theta: make(theta[0], theta[1])
+    )
+
+
+def isotropic():
+    """Its step size and decay are theta."""
+    return with_settings(
+        lambda sigma, decay: learned.isotropic_es(population_size=4, sigma=sigma, decay=decay)
+    )
+
+
+def random_box():
+    """The ends of its box are theta."""
+    return with_settings(
+        lambda low, high: learned.random_search(population_size=4, low=low, high=high)
+    )
+
+
 def mixed_training():
     """Ridge regression, its inner gradient taken in mixed mode."""
     system, *rest = bilevel_training()
@@ -181,6 +209,18 @@ def on_bilevel(make, *args, **settings):
     return make(problem, *args, **settings), jnp.array([0.3]), pools
 
 
+def delayed_training():
+    """Gradients of two steps before."""
+    system, *rest = adaptation()
+    return unroll.delayed_gradients(system, delay=2), *rest
+
+
+def late_training():
+    """Losses that count the more the later they come."""
+    system, *rest = adaptation()
+    return unroll.late_losses(system, power=1.0), *rest
+
+
 def minibatched():
     """The training of a bilevel problem by batches."""
     system = core.bilevel_training(
@@ -203,6 +243,16 @@ SYSTEM_ROWS = [
     row("core.adaptation", adaptation),
     row("core.bilevel_training", bilevel_training),
     row("core.minibatched", minibatched),
+    row("unroll.delayed_gradients", delayed_training),
+    row("unroll.late_losses", late_training),
+    row(
+        "algorithms.search learned.les",
+        lambda: searching(learned.les(population_size=4)),
+        "learned.les",
+    ),
+    row("learned.lga", lambda: searching(learned.lga(population_size=4))),
+    row("learned.isotropic_es", lambda: searching(isotropic())),
+    row("learned.random_search", lambda: searching(random_box())),
     row("unroll.freeze_diverged", lambda: (unroll.freeze_diverged(toy()), theta(), ())),
     row("unroll.with_gradient", mixed_training),
     row("unroll.auto_reset unroll.log_uniform", lambda: (ends_by_itself(), theta(), ())),
@@ -260,6 +310,15 @@ def sample_batch():
         return data.sample_batch(pool, key, batch_size=4)
 
     return batch, (data.Pool(jnp.ones((3, 2)), jnp.arange(3)), jax.random.key(0))
+
+
+def sample_windows():
+    """Windows of a text, as a function of the text and a key."""
+
+    def windows(pool, key):
+        return data.sample_windows(pool, key, batch_size=2, length=3)
+
+    return windows, (data.TextPool(jnp.arange(6)), jax.random.key(0))
 
 
 def keep_best():
@@ -336,7 +395,7 @@ def hypergradient():
     return function, (theta(), jnp.array([0.5, -0.5]))
 
 
-def three_updates(tx):
+def three_updates(tx, *, shape=(2,)):
     """Where three steps of an optax transformation lead, as a function of the first gradients."""
 
     def end(grads, params):
@@ -347,16 +406,38 @@ def three_updates(tx):
             grads = jax.tree.map(jnp.sin, grads)
         return params
 
-    return end, ({"a": theta()}, {"a": theta() + 1})
+    return end, ({"a": theta().reshape(shape)}, {"a": theta().reshape(shape) + 1})
+
+
+def partial_updates():
+    """Where updates of one part of a theta lead."""
+    tx = learned.train_only(optax.adamw(0.1), learned.celo_trainable(1))
+
+    def end(grads, theta):
+        updates, _ = tx.update(grads, tx.init(theta), theta)
+        return optax.apply_updates(theta, updates)
+
+    both = {"scheduler": theta(), "network": theta()}
+    return end, (both, jax.tree.map(jnp.ones_like, both))
+
+
+def of_adam_program(function, *args):
+    """A function of a program, which is a tree of integers and constants."""
+    lines = learned.program("adam", length=8)
+    return function, (learned.Program(*(jnp.asarray(x) for x in lines)), *args)
 
 
 FUNCTION_ROWS = [
+    row("algorithms.behaviour", lambda: of_adam_program(algorithms.behaviour)),
+    row("algorithms.mutate", lambda: of_adam_program(algorithms.mutate, jax.random.key(0))),
+    row("learned.train_only learned.celo_trainable", partial_updates),
     row("core.keep_finite", lambda: (core.keep_finite, (jnp.array(0.5), ()))),
     row(
         "data.gaussian_mixture",
         lambda: draw(data.gaussian_mixture, num_classes=3, dim=2, num_examples=5),
     ),
     row("data.sample_batch", sample_batch),
+    row("data.sample_windows", sample_windows),
     row("data.sinusoids", lambda: draw(data.sinusoids, num_curves=3, points_per_curve=4)),
     row("data.strokes", lambda: draw(data.strokes, num_classes=2, examples_per_class=2, size=4)),
     row(
@@ -366,6 +447,10 @@ FUNCTION_ROWS = [
     row(
         "optimizers.complex_momentum optimizers.scale_by_complex_momentum",
         lambda: three_updates(optimizers.complex_momentum(0.1)),
+    ),
+    row(
+        "optimizers.shampoo optimizers.scale_by_shampoo",
+        lambda: three_updates(optimizers.shampoo(0.1, every=2), shape=(2, 1)),
     ),
     row("implicit.minimise implicit.cg", lambda: minimiser(implicit.cg())),
     row(
@@ -498,6 +583,10 @@ ESTIMATOR_ROWS = [
     row("estimators.es", lambda: on_toy(estimators.es, sign=1.0, **WHOLE)),
     row("estimators.es", lambda: on_function(estimators.es), "estimators.es-function"),
     row("estimators.pes", lambda: on_toy(estimators.pes, **WINDOWS)),
+    row(
+        "estimators.population_es",
+        lambda: on_toy(estimators.population_es, horizon=4, num_pairs=2, num_tasks=2),
+    ),
     row("estimators.truncated_backprop", lambda: on_toy(estimators.truncated_backprop, **WINDOWS)),
     row("estimators.nres", lambda: on_toy(estimators.nres, **WINDOWS)),
     row("estimators.truncated_es", lambda: on_toy(estimators.truncated_es, **WINDOWS)),
@@ -575,7 +664,13 @@ ESTIMATOR_ROWS = [
 LEARNED_COVERS = {
     "celo2": "celo2 scale_by_celo2",
     "celo2_orthogonalised": "celo2",
+    "adam_mlp_orthogonalised": "adam_mlp",
+    "celo_phase_1": "celo",
+    "muvelo": "velo",
+    "lstm_raw": "lstm",
+    "mup": "mup mup_scale scale_by_mup mlp_roles",
     "hyperparameters_adam": "hyperparameters positive fraction",
+    "symbolic": "symbolic program simplify",
     "hyperparameters_warmup_cosine": "hyperparameters warmup_cosine fraction",
     "hyperparameters_log_linear": "hyperparameters log_linear",
 }
@@ -594,7 +689,7 @@ OPTIMIZER_ROWS = [
             f"learned.{name}",
             tuple(f"learned.{x}" for x in LEARNED_COVERS.get(name, name).split()),
             make,
-            heavy=name == "celo2_orthogonalised",
+            heavy=name in ("adam_mlp_orthogonalised", "celo2_orthogonalised"),
         )
         for name, make in LEARNED_ROWS
     ),
@@ -627,10 +722,14 @@ EXEMPT_PACKAGES = {
 # Reason: names.
 _EXEMPT = {
     "a contract, or a container that the rows of the factories carry through": """
+        algorithms.SearchState learned.IsotropicESState learned.LearnedStrategy learned.LESSpread
+        learned.LESState learned.LGAState learned.RandomSearchState learned.Strategy
+        tasks.BlackBoxTask
         core.BilevelProblem core.BilevelState core.Estimate core.EstimateInfo core.Estimator
         core.LearnedOptimizer core.Oracles core.Split core.StepInfo core.System core.TaskFamily
-        core.TrainingState data.Dataset data.Pool
+        core.TrainingState data.Dataset data.Pool data.TextDataset data.TextPool
         estimators.BestResponseState estimators.Response optimizers.ComplexMomentumState
+        optimizers.ShampooState
         estimators.ImplicitInfo estimators.ImplicitState
         implicit.HyperInfo implicit.LinearSolver implicit.Operator implicit.SolveInfo
         implicit.Status
@@ -642,42 +741,58 @@ _EXEMPT = {
         estimators.ForwardState estimators.GPESState
         estimators.NRESState estimators.PESState estimators.TruncatedBackpropState
         estimators.TruncatedESState
-        eval.Curves eval.NormalisedLosses
-        learned.AdafacMLPMoments learned.AdafacMLPState learned.Celo2Moments learned.Factored
-        learned.Learnable learned.MLPState
-        tasks.GradientNoiseTask tasks.Metrics tasks.QuadraticTask tasks.ReducedBatchTask
-        tasks.RescaledTask tasks.SinusoidTask
+        eval.CoordinateCheck eval.Curves eval.NormalisedLosses
+        learned.RawAdamMoments learned.RawAdamState tasks.MuPMetrics
+        learned.AdafacMLPMoments learned.AdafacMLPState learned.CeloScheduledState
+        learned.EntryMoments
+        learned.AdamMLPState unroll.LateLossesState
+        learned.LongRunsState learned.LossHistory learned.ScheduledState learned.Factored
+        learned.Learnable learned.MLPState learned.Program learned.SymbolicState
+        learned.CoordinateLSTMState learned.LSTMState learned.LossAverage learned.NNAdamMoments
+        learned.NNAdamState learned.RNNMLPMoments learned.RNNMLPState tasks.LeastSquaresTask
+        tasks.Augmented tasks.ESGradientTask tasks.SampledFamily tasks.ScaledInitTask
+        unroll.DelayedState
+        tasks.ELBO tasks.GradientNoiseTask tasks.Metrics tasks.QuadraticTask tasks.ReducedBatchTask
+        tasks.RescaledTask tasks.RosenbrockTask tasks.SinusoidTask
         train.TrainState unroll.AutoResetState unroll.Episode unroll.Episodes
         unroll.FrozenState unroll.Horizon unroll.MemoryReport unroll.MetaLossInfo unroll.Window
     """,
     "a type alias": """
         core.MetaLoss core.OuterLoss core.Params core.Scalar core.TaskParams
+        learned.Nominal learned.Preprocess
         estimators.Draws estimators.InnerSolver implicit.OnFailure implicit.Preconditioner
         implicit.Sketch implicit.Solution implicit.Structure implicit.Tolerance
         estimators.Barrier estimators.Gap estimators.Mixed
+        estimators.Pooling estimators.Shaping
         estimators.Boundary estimators.CombinedWeights estimators.Directions eval.EstimatorFactory
         eval.Metric unroll.Gradient unroll.Loop unroll.Objective unroll.Remat
     """,
     "a container or an error of the host side": """
+        algorithms.EvolutionCounts algorithms.EvolutionResult
         data.Stream
         eval.Bias eval.Diagnosis eval.EstimatorDiagnosis eval.HorizonDiagnosis eval.Samples
         eval.Slice
         eval.Baseline eval.Comparison eval.Interval eval.Protocol eval.Result eval.Speedup
         eval.TuneResult
+        eval.Contender eval.SuiteProblem eval.SuiteSettings eval.SuiteTask
         train.BestProbe train.Checkpoints train.Compiled train.Membership train.Metrics
         train.Probe train.RunCurves train.RunError train.RunFolderError train.RunStatus
         train.StopRequest train.TrainResult
     """,
     "reads files or generates batches on the host": """
-        data.digits data.stream data.tfds_dataset data.tfds_stream
+        data.digits data.stream data.tabular data.text data.tfds_dataset data.tfds_stream
     """,
     "compiles and loops on the host, over functions that have rows": """
-        eval.compare eval.diagnose eval.sample_estimator eval.tune
+        algorithms.evolve eval.compare eval.coordinate_check eval.diagnose eval.run_suite
+        eval.sample_estimator eval.tune
         train.compile_step train.meta_train
     """,
     "reads or writes files": """
         train.load_theta train.open_folder train.plot_runs train.read_metrics train.run_curves
         train.run_status train.save_theta train.write_json
+        learned.load learned.pretrained learned.pretrained_card learned.pretrained_names
+        learned.save learned.weights_info tree.from_named tree.named tree.read_arrays
+        tree.write_arrays
     """,
     "places arrays on devices": "train.task_sharding",
     "joins processes on the network": "train.initialize_distributed",
@@ -685,8 +800,13 @@ _EXEMPT = {
         eval.bias eval.recommend eval.relative_noise eval.roughness eval.smoothed
         eval.envelope eval.figure eval.iqm eval.iqm_interval eval.smooth eval.speedup_over
         eval.speedup_over_envelope eval.steps_to eval.table eval.to_json
+        eval.suite_figure eval.suite_table
     """,
     "makes factories of estimators that have rows": "eval.standard_estimators",
+    "lists tasks and optimizers that have rows, or are those of optax": """
+        eval.as_contender eval.pretrained_contender eval.suite_baselines eval.suite_tasks
+    """,
+    "a hash of numbers, for names of files": "eval.theta_digest",
     "Python numbers in, Python numbers out": "eval.log_grid unroll.as_horizon",
     "facts about functions, found on the host": """
         unroll.memory_report unroll.memory_table unroll.takes_value_and_grad

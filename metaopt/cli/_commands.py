@@ -12,14 +12,19 @@ import jax
 from metaopt import core, eval, train
 from metaopt.cli import _problem as problem_of
 from metaopt.cli._display import Display
-from metaopt.cli._settings import (
-    PRESETS,
-    DiagnoseSettings,
-    RunSettings,
-    from_dict,
-    known,
-    to_dict,
+from metaopt.cli._optimizers import OPTIMIZERS, make_contender, make_optimizer, make_outer
+from metaopt.cli._phases import (
+    Phase,
+    folder_name,
+    is_finished,
+    open_curriculum,
+    read_phases,
+    run_folders,
 )
+from metaopt.cli._presets import PHASES, PRESETS
+from metaopt.cli._settings import DiagnoseSettings, RunSettings, from_dict, known, stored
+
+_START = "start.npz"
 
 
 class Interrupted(Exception):
@@ -40,10 +45,13 @@ def train_run(
         train.initialize_distributed()
     run = _build(settings)
     is_first = jax.process_index() == 0
-    if not distributed:  # Otherwise the processes open it together, when they train.
-        train.open_folder(out, to_dict(settings))
+    content = stored(settings, out)
     key_theta, key_run = jax.random.split(jax.random.key(settings.seed))
-    theta = run["optimizer"].init(key_theta)
+    theta = _start(settings, out, run["optimizer"].init(key_theta))
+    if not distributed:  # Otherwise the processes open it together, when they train.
+        train.open_folder(out, content)
+        if settings.init_theta is not None and not (out / _START).exists():
+            train.save_theta(out / _START, theta)  # The original may go; the run can still go on.
     with Display(settings.outer.steps, quiet=not is_first) as display:
         result = train.meta_train(
             run["estimators"],
@@ -55,7 +63,7 @@ def train_run(
             probes=run["probes"],
             probe_every=settings.eval.probe_every,
             directory=out,
-            settings=to_dict(settings),
+            settings=content,
             checkpoint_every=settings.checkpoint_every,
             tensorboard=tensorboard,
             profile=profile if is_first else None,
@@ -75,6 +83,44 @@ def train_run(
         _summarise(out, result)
     if evaluate:
         eval_run(out)
+
+
+def train_phases(phases: list[Phase], out: pathlib.Path, *, evaluate: bool, **options: Any) -> None:
+    """Meta-trains phase by phase, or goes on where this was stopped; compares the last theta.
+
+    `options` are those of `train_run`.
+    """
+    if options.get("distributed"):
+        raise ValueError(
+            "phases cannot be distributed; run their presets one by one, with --init-theta."
+        )
+    for _, settings in phases:
+        _build(settings)  # Bad settings of any phase are refused before the first one begins.
+    open_curriculum(phases, out)
+    for index, phase in enumerate(phases):
+        folder = out / folder_name(index, phase)
+        if is_finished(phase.settings, folder):
+            continue
+        if jax.process_index() == 0:
+            print(f"phase {index + 1} of {len(phases)}: {phase.name}", flush=True)
+        try:
+            train_run(phase.settings, folder, evaluate=False, **options)
+        except Interrupted as stop:
+            words = str(stop).partition(";")[0]
+            raise Interrupted(f"{words}; go on with: metaopt resume {out}") from None
+    if evaluate:
+        eval_run(out)
+
+
+def _start(settings: RunSettings, out: pathlib.Path, theta: Any) -> Any:
+    """Where theta starts: as it was initialised, or what another run has learned."""
+    if settings.init_theta is None:
+        return theta
+    # Normalised, for the run's folder itself need not exist yet.
+    copy, original = out / _START, pathlib.Path(os.path.normpath(out / settings.init_theta))
+    if not copy.exists() and not original.exists():
+        raise ValueError(f"init_theta={settings.init_theta} is not there; looked for {original}.")
+    return train.load_theta(copy if copy.exists() else original, theta)
 
 
 def _summarise(out: pathlib.Path, result: train.TrainResult) -> None:
@@ -105,36 +151,44 @@ def resume_run(
     distributed: bool = False,
     profile: pathlib.Path | None = None,
 ) -> None:
-    """Goes on with a run from its last checkpoint."""
-    train_run(
-        read_settings(out),
-        out,
-        tensorboard=tensorboard,
-        evaluate=evaluate,
-        distributed=distributed,
-        profile=profile,
-    )
+    """Goes on with a run, or a curriculum of runs, from its last checkpoint."""
+    options: dict[str, Any] = {
+        "tensorboard": tensorboard,
+        "evaluate": evaluate,
+        "distributed": distributed,
+        "profile": profile,
+    }
+    if phases := read_phases(out):
+        train_phases(phases, out, **options)
+    else:
+        train_run(read_settings(out), out, **options)
 
 
 def eval_run(run: pathlib.Path, *, seed: int = 1, out: pathlib.Path | None = None) -> None:
     """Compares a run's best theta with its initial one and with tuned baselines."""
     from rich.console import Console
 
+    run = run_folders(run)[-1]
     settings = read_settings(run)
-    optimizer = problem_of.make_optimizer(settings)
+    optimizer = make_optimizer(settings)
     problems = problem_of.held_out_problems(settings)
     grid = problem_of.make_grid(settings.eval)
-    initial = optimizer.init(jax.random.split(jax.random.key(settings.seed))[0])
+    initial = _start(
+        settings, run, optimizer.init(jax.random.split(jax.random.key(settings.seed))[0])
+    )
     trained = train.load_theta(run / "theta.npz", initial)
     folder, console = run / "eval" if out is None else out, Console()
     folder.mkdir(parents=True, exist_ok=True)
     for problem in problems:
         contenders = [
             *eval.baselines(problem.horizon),
-            problem_of.make_contender(settings, initial, "untrained", problem.horizon)._replace(
-                learning_rate=settings.optimizer.learning_rate
-            ),
-            problem_of.make_contender(
+            make_contender(
+                settings,
+                initial,
+                "untrained" if settings.init_theta is None else "at the start",
+                problem.horizon,
+            )._replace(learning_rate=settings.optimizer.learning_rate),
+            make_contender(
                 settings, trained, f"learned {settings.optimizer.name}", problem.horizon
             ),
         ]
@@ -169,7 +223,7 @@ def diagnose_run(
     for name in settings.estimators:
         known("estimator", name, (*problem_of.ESTIMATORS, "combined"))
     run = RunSettings(task=settings.task, optimizer=settings.optimizer)
-    optimizer = problem_of.make_optimizer(run)
+    optimizer = make_optimizer(run)
     problem = problem_of.make_problem(settings.task.names[0], settings.task, 1)
     system = core.training(problem.family, optimizer, outer_loss=settings.task.outer_loss)
     factories = eval.standard_estimators(
@@ -242,11 +296,16 @@ def list_names() -> None:
     console = Console()
     groups: dict[str, Any] = {
         "presets": {name: text for name, (_, text) in PRESETS.items()},
+        "curricula of presets": {name: ", then ".join(phases) for name, phases in PHASES.items()},
         "tasks (--task.names)": problem_of.task_names(),
         "augmentations (--task.augment)": problem_of.AUGMENTATIONS,
-        "optimizers (--optimizer.name)": problem_of.OPTIMIZERS,
+        "optimizers (--optimizer.name)": OPTIMIZERS,
         "estimators (--estimator.name)": problem_of.ESTIMATORS,
         "held-out problems (--eval.held-out)": problem_of.HELD_OUT,
+        "tasks of the evaluation suite (--suite-tasks)": {
+            task.name: task.group for task in eval.suite_tasks()
+        },
+        "its contenders (--contenders)": [b.name for b in eval.suite_baselines()],
     }
     for title, names in groups.items():
         console.print(f"[bold]{title}[/bold]")
@@ -281,19 +340,18 @@ def _build(settings: RunSettings) -> dict[str, Any]:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
-    optimizer = problem_of.make_optimizer(settings)
+    optimizer = make_optimizer(settings)
     problems = [
         problem_of.make_problem(name, settings.task, settings.eval.horizon)
         for name in settings.task.names
     ]
+    problems += problem_of.sampled_problems(settings.task, settings.eval.horizon)
     problem_of.held_out_problems(settings)
     problem_of.make_grid(settings.eval)
     return {
         "optimizer": optimizer,
-        "outer": problem_of.make_outer(settings),
+        "outer": make_outer(settings),
         "probes": problem_of.make_probes(settings, optimizer),
         "data": {p.name: problem_of.training_data(p, settings.task) for p in problems},
-        "estimators": {
-            p.name: problem_of.make_estimator(settings, p.family, optimizer) for p in problems
-        },
+        "estimators": {p.name: problem_of.make_estimator(settings, p, optimizer) for p in problems},
     }

@@ -10,7 +10,7 @@ from metaopt import doctor
 COMMANDS = {
     "train": "meta-train a learned optimizer, then compare it with tuned baselines",
     "resume": "go on with a run that was stopped",
-    "eval": "compare a run with tuned baselines",
+    "eval": "compare a run with tuned baselines, on its own problems or on the suite",
     "diagnose": "measure which meta-gradient suits a problem, and up to which horizon",
     "status": "where a run stands, from its files alone",
     "plot": "meta-loss and probes of runs, drawn over one another",
@@ -70,8 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(words: list[str]) -> int:
     import tyro
 
-    from metaopt.cli._commands import train_run
-    from metaopt.cli._settings import RunSettings, preset
+    from metaopt.cli._commands import train_phases, train_run
+    from metaopt.cli._phases import Phase, chained
+    from metaopt.cli._presets import phase_names, preset
+    from metaopt.cli._settings import RunSettings
 
     name, words = _take_preset(words)
 
@@ -79,12 +81,15 @@ def _train(words: list[str]) -> int:
     class Train(RunSettings):
         """Meta-train a learned optimizer, then compare it with tuned baselines.
 
-        Start from a preset (`--preset quick`, the default, or `--preset digits`) and change any
-        of the settings below. A run is identified by its settings: the same command on the same
-        folder goes on where the run was stopped, other settings are refused.
+        Start from a preset (`--preset quick`, the default, or another one of `metaopt list`) and
+        change any of the settings below. A run is identified by its settings: the same command on
+        the same folder goes on where the run was stopped, other settings are refused.
+
+        Several presets (`--preset celo`, or names with commas) are the phases of a curriculum,
+        each of which starts from the theta of the one before; what is set below is set for all.
         """
 
-        out: pathlib.Path = pathlib.Path("runs") / name
+        out: pathlib.Path = pathlib.Path("runs") / name.replace(",", "-")
         """The run's folder: settings, metrics, checkpoints, theta, evaluation."""
         tensorboard: bool = False
         """Write TensorBoard events too (needs the extra `tensorboard`)."""
@@ -95,18 +100,26 @@ def _train(words: list[str]) -> int:
         profile: pathlib.Path | None = None
         """Where to write a profile of three outer steps, for TensorBoard."""
 
-    default = Train(**vars(preset(name)))
-    command = tyro.cli(Train, default=default, args=words, prog="metaopt train [--preset NAME]")
     fields = [field.name for field in dataclasses.fields(RunSettings)]
-    settings = RunSettings(**{field: getattr(command, field) for field in fields})
-    train_run(
-        settings,
-        command.out,
-        tensorboard=command.tensorboard,
-        evaluate=command.evaluate,
-        distributed=command.distributed,
-        profile=command.profile,
-    )
+    phases, commands = [], []
+    for phase in phase_names(name):
+        default = Train(**vars(preset(phase)))
+        command = tyro.cli(Train, default=default, args=words, prog="metaopt train [--preset NAME]")
+        settings = RunSettings(**{field: getattr(command, field) for field in fields})
+        if settings.init_theta is not None:
+            start = str(pathlib.Path(settings.init_theta).resolve())
+            settings = dataclasses.replace(settings, init_theta=start)
+        phases.append(Phase(phase, settings))
+        commands.append(command)
+    command = commands[0]
+    options = {
+        option: getattr(command, option)
+        for option in ("tensorboard", "evaluate", "distributed", "profile")
+    }
+    if len(phases) == 1:
+        train_run(phases[0].settings, command.out, **options)
+    else:
+        train_phases(chained(phases), command.out, **options)
     return 0
 
 
@@ -160,25 +173,58 @@ def _resume(words: list[str]) -> int:
 def _eval(words: list[str]) -> int:
     import tyro
 
+    from metaopt import eval
     from metaopt.cli._commands import eval_run
+    from metaopt.cli._suite import run_suite
+
+    defaults = eval.SuiteSettings()
 
     def evaluate(
-        run: Annotated[pathlib.Path, tyro.conf.Positional],
+        run: Annotated[pathlib.Path | None, tyro.conf.Positional] = None,
         *,
-        seed: int = 1,
+        suite: bool = False,
+        suite_tasks: tuple[str, ...] = (),
+        contenders: tuple[str, ...] = (),
+        values: int = defaults.num_values,
+        max_steps: int | None = None,
+        seed: int = defaults.seed,
         out: pathlib.Path | None = None,
     ) -> None:
-        """Compare a run's best theta with its initial one and with tuned baselines.
+        """Compare a run with tuned baselines, on its own problems or on the evaluation suite.
 
-        Writes results (JSON) and figures (PNG, SVG).
+        Writes results (JSON) and figures (PNG, SVG). With --suite each pair of a task and a
+        contender is a file that is never computed twice: the same command goes on where it was
+        stopped, another contender finds the baselines there, and processes with different
+        --suite-tasks may share a folder.
 
         Args:
-            run: the run's folder.
+            run: the run's folder; may be left out with --suite.
+            suite: evaluate on the held-out tasks of the suite (see `metaopt list`).
+            suite_tasks: only these of its tasks, separated by spaces or commas.
+            contenders: of the suite: names of baselines, names of shipped weights (tuned, or with
+                `:default` after it as recommended) or folders of runs, separated by spaces or
+                commas; all baselines if not given.
+            values: of the suite: values tried of each contender's knob, and evaluation seeds.
+            max_steps: of the suite: cuts every task to that many steps, for trying things out.
             seed: seed of tuning and evaluation.
-            out: the folder of the results; `eval` in the run's folder if not given.
+            out: the folder of the results; `eval` or `suite` in the run's folder if not given,
+                `runs/suite` without a run.
         """
-        eval_run(run, seed=seed, out=out)
+        if suite:
+            folder = pathlib.Path("runs") / "suite" if run is None else run / "suite"
+            run_suite(
+                run,
+                names=contenders,
+                tasks=suite_tasks,
+                out=folder if out is None else out,
+                settings=eval.SuiteSettings(seed=seed, num_values=values, max_steps=max_steps),
+            )
+        elif run is None:
+            raise ValueError("name a run's folder, or add --suite.")
+        else:
+            eval_run(run, seed=seed, out=out)
 
+    words = _split_commas(words, ("--suite-tasks", "--contenders"))
     tyro.cli(evaluate, args=words, prog="metaopt eval")
     return 0
 

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import optax
+import numpy as np
 
-from metaopt import core, data, estimators, eval, learned, tasks, train, unroll
+from metaopt import core, data, estimators, eval, tasks, train, unroll
 from metaopt.cli._settings import EvalSettings, RunSettings, TaskSettings, known
 
 EMBEDDED = ("digits", "mixture", "teacher", "strokes")
 VECTORS = ("mixture", "teacher")
 STREAMED = ("mnist", "fashion_mnist", "cifar10", "omniglot")
-MODELS = ("mlp", "logistic", "convnet", "autoencoder")
-SYNTHETIC = ("quadratic", "sinusoid")
-OPTIMIZERS = ("celo2", "mlp", "adafac_mlp", "sgd", "adam")
+MODELS = ("mlp", "mup_mlp", "logistic", "convnet", "autoencoder", "vae")
+ON_IMAGES = ("convnet", "vae")
+SYNTHETIC = ("quadratic", "least_squares", "sinusoid")
 ESTIMATORS = (
     "pes",
     "nres",
@@ -27,12 +27,22 @@ ESTIMATORS = (
     "truncated_backprop",
     "forward",
 )
+WHOLE = ("es", "backprop")
+BACKPROPAGATION = ("backprop", "truncated_backprop")
+SIGNED = ("pes", "nres", "es", "truncated_es")
+MAX_SAMPLED_BATCH = 128  # Larger draws are for accelerators.
+MAX_SAMPLED_DIRECTIONS = 32
 AUGMENTATIONS: dict[str, Callable[[core.TaskFamily], core.TaskFamily]] = {
     "rescale": lambda family: tasks.rescale(family, level="global"),
     "rescale_tensor": lambda family: tasks.rescale(family, level="tensor"),
     "rescale_parameter": lambda family: tasks.rescale(family, level="parameter"),
+    "rescale_wide": lambda family: tasks.rescale(family, level="global", low=1e-3, high=1e3),
+    "scaled_init": tasks.scaled_init,
     "reduced_batch": tasks.reduced_batch,
     "gradient_noise": lambda family: tasks.gradient_noise(family, scale=0.1),
+    "es_gradient": lambda family: tasks.es_gradient(family, sigma=(1e-3, 0.1)),
+    "normalised_gradient": tasks.normalised_gradient,
+    "random_directions": lambda family: tasks.random_directions(family, num_directions=16),
     "bfloat16": tasks.bfloat16,
 }
 HELD_OUT = {
@@ -52,18 +62,19 @@ class Pools(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A family with its pools."""
+    """A family with its pools; gradients are late by `delay` steps."""
 
     name: str
     family: core.TaskFamily
     pools: Pools
     horizon: int
+    delay: int = 0
 
 
 def task_names() -> list[str]:
     """All names that `TaskSettings.names` accepts."""
     pairs = [(pool, model) for pool in (*EMBEDDED, *STREAMED) for model in MODELS]
-    with_images = [p for p in pairs if p[1] != "convnet" or p[0] not in VECTORS]
+    with_images = [p for p in pairs if p[1] not in ON_IMAGES or p[0] not in VECTORS]
     return ["/".join(pair) for pair in with_images] + list(SYNTHETIC)
 
 
@@ -87,6 +98,44 @@ def make_problem(name: str, settings: TaskSettings, horizon: int) -> Problem:
     for augmentation in settings.augment:
         family = AUGMENTATIONS[augmentation](family)
     return Problem(name, family, pools, horizon)
+
+
+def sampled_problems(settings: TaskSettings, horizon: int) -> list[Problem]:
+    """The families that are drawn from the task distribution, with their augmentations.
+
+    Raises:
+        ValueError: for numbers out of range.
+        ImportError: if the text cannot be read.
+    """
+    if settings.sampled < 0 or not settings.sampled_seconds > 0:
+        raise ValueError(
+            f"task.sampled must be at least 0 and task.sampled_seconds positive, "
+            f"got {settings.sampled} and {settings.sampled_seconds}."
+        )
+    if not settings.sampled:
+        return []
+    if settings.outer_loss == "validation":
+        raise ValueError("task.sampled families have no validation pool; drop outer_loss.")
+    pools: dict[str, Any] = {name: _pools(name, settings).train for name in EMBEDDED}
+    pools["text"] = data.text().train
+    rng = np.random.default_rng(settings.sampled_seed)
+    problems = []
+    for index in range(settings.sampled):
+        drawn = tasks.sample_family(
+            pools, rng, seconds=settings.sampled_seconds, max_batch_size=MAX_SAMPLED_BATCH
+        )
+        has_batches = drawn.data != ()
+        augmented = tasks.augmented(
+            drawn.family,
+            rng,
+            probabilities=None if has_batches else {"reduced_batch": 0.0},
+            max_directions=MAX_SAMPLED_DIRECTIONS,
+        )
+        # The number keeps names apart; what was drawn follows from the seed.
+        name = f"{index + 1}-{drawn.name.replace('/', '-')}"
+        pool = Pools(train=drawn.data)
+        problems.append(Problem(name, augmented.family, pool, horizon, augmented.delay))
+    return problems
 
 
 def training_data(problem: Problem, settings: TaskSettings) -> Any:
@@ -133,109 +182,39 @@ def _shifted(task: TaskSettings, shift: str, horizon: int) -> tuple[TaskSettings
     return dataclasses.replace(task, **changes), 5 * horizon if shift == "longer" else horizon
 
 
-def make_optimizer(settings: RunSettings) -> core.LearnedOptimizer:
-    """The learned optimizer of a run, as it is meta-trained."""
-    chosen = settings.optimizer
-    known("optimizer", chosen.name, OPTIMIZERS)
-    lr = chosen.learning_rate
-    if not lr > 0:
-        raise ValueError(f"optimizer.learning_rate must be positive, got {lr}.")
-    if chosen.name == "celo2":
-        optimizer = learned.celo2(lr)
-    elif chosen.name == "mlp":
-        optimizer = learned.mlp()
-    elif chosen.name == "adafac_mlp":
-        optimizer = learned.adafac_mlp()
-    elif chosen.name == "sgd":
-        optimizer = learned.hyperparameters(
-            optax.sgd, learning_rate=learned.positive(lr), momentum=learned.fraction(0.9)
-        )
-    else:
-        optimizer = learned.hyperparameters(
-            optax.adam,
-            learning_rate=learned.positive(lr),
-            b1=learned.fraction(0.9),
-            b2=learned.fraction(0.999),
-            eps_root=1e-8,
-        )
-    return learned.cosine_decayed(optimizer) if chosen.decay == "cosine" else optimizer
-
-
-def make_contender(settings: RunSettings, theta: Any, name: str, num_steps: int) -> eval.Baseline:
-    """A theta as a contender: its updates follow the cosine that all contenders follow.
-
-    The learning rate of celo2 is its step size. The others learned theirs and are not tuned.
-    """
-    trained = settings.optimizer
-    if trained.name == "celo2":
-
-        def make(learning_rate):
-            return optax.chain(
-                learned.scale_by_celo2(theta),
-                optax.scale_by_learning_rate(eval.cosine(learning_rate, num_steps)),
-            )
-
-        return eval.Baseline(name, make)
-
-    decayed = dataclasses.replace(settings, optimizer=dataclasses.replace(trained, decay="cosine"))
-    rule = make_optimizer(decayed).optimizer(theta, num_steps=num_steps)
-    return eval.Baseline(name, lambda _: rule, learning_rate=trained.learning_rate)
-
-
 def make_estimator(
-    settings: RunSettings, family: core.TaskFamily, optimizer: core.LearnedOptimizer
+    settings: RunSettings, problem: Problem, optimizer: core.LearnedOptimizer
 ) -> core.Estimator:
-    """The estimator of a family's meta-gradients."""
+    """The estimator of a family's meta-gradients.
+
+    Raises:
+        ValueError: for an unknown name, or a setting that the estimator does not have.
+    """
     chosen = settings.estimator
     known("estimator", chosen.name, ESTIMATORS)
-    system = core.training(family, optimizer, outer_loss=settings.task.outer_loss)
-    horizon = unroll.log_uniform(*chosen.horizon)
-    if chosen.name == "es":
-        return estimators.es(
-            system, sigma=chosen.sigma, horizon=horizon, num_tasks=chosen.num_tasks
-        )
-    if chosen.name == "backprop":
-        return estimators.backprop(system, horizon=horizon, num_tasks=chosen.num_tasks)
-    windows = {
-        "truncation": chosen.truncation,
-        "horizon": horizon,
-        "num_tasks": chosen.num_tasks,
-    }
-    if chosen.name == "truncated_backprop":
-        return estimators.truncated_backprop(system, **windows)
-    if chosen.name == "forward":
-        return estimators.forward(system, **windows)
+    system = core.training(problem.family, optimizer, outer_loss=settings.task.outer_loss)
+    if problem.delay:
+        system = unroll.delayed_gradients(system, delay=problem.delay)
+    shared = {"horizon": unroll.log_uniform(*chosen.horizon), "num_tasks": chosen.num_tasks}
+    if chosen.name not in WHOLE:
+        shared["truncation"] = chosen.truncation
+    if chosen.name in WHOLE:
+        shared["objective"] = chosen.objective
+    elif chosen.objective != "mean":
+        raise ValueError(f"{chosen.name} has no estimator.objective; choose from {WHOLE}.")
+    if chosen.name in BACKPROPAGATION:
+        shared["gradient"] = chosen.gradient
+    elif chosen.gradient != "reverse":
+        raise ValueError(f"{chosen.name} has no estimator.gradient; choose from {BACKPROPAGATION}.")
+    if chosen.name in SIGNED:
+        shared["sign"] = 1.0 if chosen.sign else None
+    elif chosen.sign:
+        raise ValueError(f"{chosen.name} has no estimator.sign; choose from {SIGNED}.")
+    if chosen.name not in BACKPROPAGATION and chosen.name != "forward":
+        shared["sigma"] = chosen.sigma
     if chosen.name == "gpes":
-        return estimators.gpes(system, sigma=chosen.sigma, share=chosen.share, **windows)
-    factories = {
-        "pes": estimators.pes,
-        "nres": estimators.nres,
-        "truncated_es": estimators.truncated_es,
-    }
-    return factories[chosen.name](system, sigma=chosen.sigma, **windows)
-
-
-def make_outer(settings: RunSettings) -> optax.GradientTransformation:
-    """Clipping and Adam with warm-up and cosine, for theta."""
-    outer = settings.outer
-    if outer.steps < 1 or outer.warmup < 0:
-        raise ValueError(
-            f"outer.steps must be at least 1 and outer.warmup at least 0, "
-            f"got {outer.steps} and {outer.warmup}."
-        )
-    if not (outer.learning_rate > 0 and outer.clip > 0):
-        raise ValueError(
-            f"outer.learning_rate and outer.clip must be positive, "
-            f"got {outer.learning_rate} and {outer.clip}."
-        )
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        outer.learning_rate,
-        min(outer.warmup, outer.steps - 1),
-        outer.steps,
-        outer.final_fraction * outer.learning_rate,
-    )
-    return optax.chain(optax.clip_by_global_norm(outer.clip), optax.adam(schedule, b2=outer.b2))
+        shared["share"] = chosen.share
+    return getattr(estimators, chosen.name)(system, **shared)
 
 
 def make_probes(settings: RunSettings, optimizer: core.LearnedOptimizer) -> dict[str, train.Probe]:
@@ -306,10 +285,18 @@ def _family(model: str, shape, num_classes: int, settings: TaskSettings) -> core
     network: dict[str, Any] = {"activation": activation, "batch_size": batch_size}
     if model == "autoencoder":
         return tasks.autoencoder(shape, hidden=hidden, **network)
+    if model == "vae":
+        return tasks.vae(shape, hidden=hidden, **network)
+    if model == "mup_mlp":
+        return tasks.mup_mlp(shape, num_classes, hidden=hidden, **network)
     if model == "convnet":
         return tasks.convnet(shape, num_classes, channels=hidden, **network)
     return tasks.mlp(shape, num_classes, hidden=hidden, **network)
 
 
 def _synthetic(name: str) -> core.TaskFamily:
-    return tasks.quadratic(dim=10) if name == "quadratic" else tasks.sinusoid_regression()
+    return {
+        "quadratic": lambda: tasks.quadratic(dim=10),
+        "least_squares": lambda: tasks.least_squares(dim=10),
+        "sinusoid": tasks.sinusoid_regression,
+    }[name]()

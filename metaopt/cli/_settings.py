@@ -7,6 +7,8 @@ compiles.
 
 import dataclasses
 import difflib
+import json
+import pathlib
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -29,6 +31,12 @@ class TaskSettings:
     """The meta-loss: training loss before the update, or loss after it, on held-out data or not."""
     data_dir: str | None = None
     """Where prepared TFDS datasets are; its default directory if not given."""
+    sampled: int = 0
+    """Families drawn from the task distribution, randomly augmented, besides those named."""
+    sampled_seed: int = 0
+    """Seed of that draw; another one is another set of families."""
+    sampled_seconds: float = 1e-4
+    """Their budget of estimated seconds per inner step of a task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +46,21 @@ class OptimizerSettings:
     name: str = "celo2"
     """Which one (see `metaopt list`)."""
     learning_rate: float = 0.02
-    """Step size of celo2, initial step size of learnable hyperparameters; unused by the MLPs."""
+    """Step size of celo2, celo2_mixed and adam_mlp, initial step size of nn_adam and of learnable
+    hyperparameters; unused by the others."""
     decay: Literal["none", "cosine"] = "cosine"
     """Whether updates decay to zero along each trajectory during meta-training."""
+    hidden_size: int | None = None
+    """Width of the network, or units of the LSTM of lstm, velo and celo; its own default if not
+    given."""
+    bank_size: int | None = None
+    """Networks in the bank of velo and celo."""
+    step_mult: float | None = None
+    """What multiplies the steps of mlp, adafac_mlp, rnn_mlp, velo and celo."""
+    phase: Literal[1, 2] | None = None
+    """Of celo: 1 trains the rule, 2 (if not given) the schedule; the rest of theta is frozen."""
+    mup: bool = False
+    """Whether steps of hidden weights are divided by their fan-in; for perceptrons."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +79,22 @@ class EstimatorSettings:
     """Inner steps between new noise, for gpes; the truncation if not given."""
     num_tasks: int = 16
     """Tasks per family that train side by side."""
+    sign: bool = False
+    """Whether loss differences are replaced by their signs, for es, truncated_es, pes and nres."""
+    objective: Literal["mean", "last", "min"] = "mean"
+    """Which loss of a whole trajectory counts, for es and backprop."""
+    gradient: Literal["reverse", "mixed", "first_order", "auto"] = "reverse"
+    """How backprop and truncated_backprop pass through the inner gradient; first_order drops it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OuterSettings:
     """The optimization of theta: Adam with clipping, warm-up and a cosine."""
+
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or with decoupled weight decay."""
+    weight_decay: float = 0.0
+    """Of adamw."""
 
     steps: int = 1500
     """Outer steps."""
@@ -73,8 +104,14 @@ class OuterSettings:
     """Outer steps of linear warm-up."""
     final_fraction: float = 0.1
     """Final learning rate as a fraction of the peak."""
-    clip: float = 1.0
-    """Global norm to which meta-gradients are clipped."""
+    clip: float | None = 1.0
+    """Global norm to which meta-gradients are clipped; None: not clipped."""
+    clip_value: float | None = None
+    """What each entry of the meta-gradient is clipped to, before its norm."""
+    update_clip: float | None = None
+    """Global norm to which updates are clipped, after Adam."""
+    accumulate: int = 1
+    """Outer steps whose gradients are averaged into one update."""
     b2: float = 0.99
     """Adam's second-moment decay."""
 
@@ -138,28 +175,25 @@ class RunSettings:
     """Seed of everything random in the run."""
     checkpoint_every: int = 100
     """Outer steps between checkpoints."""
+    init_theta: str | None = None
+    """A theta.npz to start from, of the same optimizer. In a stored setting a relative path is
+    looked up from the run's folder."""
 
 
-_QUICK = RunSettings(
-    estimator=EstimatorSettings(num_tasks=8),
-    outer=OuterSettings(steps=400),
-    eval=EvalSettings(grid_per_decade=2, tuning_seeds=3, seeds=5, held_out=()),
-)
-_DIGITS = RunSettings()
+def stored(settings: RunSettings, folder: pathlib.Path) -> dict[str, Any]:
+    """What identifies a run in its folder: the stored settings where they are the same run's.
 
-PRESETS: dict[str, tuple[RunSettings, str]] = {
-    "quick": (_QUICK, "the digits run in about three minutes on two cores"),
-    "digits": (_DIGITS, "a Celo2-style rule on embedded digits, within half an hour on two cores"),
-}
-
-
-def preset(name: str) -> RunSettings:
-    """A preset's settings.
-
-    Raises:
-        ValueError: if there is none of that name; the message lists near matches.
+    A run of an older version lacks settings that came later; with their defaults they are equal.
     """
-    return PRESETS[known("preset", name, PRESETS)][0]
+    file = folder / "settings.json"
+    content = to_dict(settings)
+    if not file.exists():
+        return content
+    try:
+        old = json.loads(file.read_text())["settings"]
+        return old if from_dict(old) == settings else content
+    except (ValueError, KeyError, TypeError):
+        return content  # Whoever opens the folder tells what is wrong with it.
 
 
 def known(kind: str, name: str, choices: Iterable[str]) -> str:

@@ -5,23 +5,34 @@ import pathlib
 from collections.abc import Sequence
 
 from metaopt import train
+from metaopt.cli._phases import run_folders
 
 
 def show_status(run: pathlib.Path, *, as_json: bool) -> None:
-    """Prints where a run stands: a table for people, or JSON for programs."""
-    status = train.run_status(run)
+    """Prints where a run stands: a table for people, or JSON for programs.
+
+    Of a curriculum, a table for each phase that has begun, or a JSON list.
+    """
+    folders = run_folders(run)
+    statuses = [train.run_status(folder) for folder in folders]
     if as_json:
-        probes = {name: probe._asdict() for name, probe in status.probes.items()}
-        print(json.dumps({**status._asdict(), "probes": probes}, indent=2))
+        contents = [_content(status) for status in statuses]
+        print(json.dumps(contents[0] if folders == [run] else contents, indent=2))
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    view = Table(box=None, show_header=False, title=escape(str(run)), title_justify="left")
-    for name, text in _rows(status):
-        view.add_row(name, escape(text))
-    Console().print(view)
+    for folder, status in zip(folders, statuses, strict=True):
+        view = Table(box=None, show_header=False, title=escape(str(folder)), title_justify="left")
+        for name, text in _rows(status):
+            view.add_row(name, escape(text))
+        Console().print(view)
+
+
+def _content(status: train.RunStatus):
+    probes = {name: probe._asdict() for name, probe in status.probes.items()}
+    return {**status._asdict(), "probes": probes}
 
 
 def _rows(status: train.RunStatus):
@@ -64,5 +75,6 @@ def draw_runs(runs: Sequence[pathlib.Path], out: pathlib.Path | None) -> None:
     """Draws runs over one another and says where."""
     if not runs:
         raise ValueError("name at least one run's folder.")
+    runs = [folder for run in runs for folder in run_folders(run)]
     png, svg = train.plot_runs(runs, runs[0] / "curves" if out is None else out)
     print(f"figure: {png}\n        {svg}")

@@ -31,7 +31,11 @@ def refused(capsys, *words):
     ("words", "message"),
     [
         ("--task.names digit/mlp", "unknown task 'digit/mlp'; did you mean digits/mlp"),
-        ("--optimizer.name celo", "unknown optimizer 'celo'; did you mean celo2"),
+        ("--optimizer.name cello", "unknown optimizer 'cello'; did you mean celo"),
+        ("--optimizer.bank-size 4", "celo2 has no optimizer.bank_size; it has hidden_size"),
+        ("--estimator.objective last", "pes has no estimator.objective"),
+        ("--outer.weight-decay 0.1", "outer.weight_decay=0.1 needs outer.optimizer=adamw"),
+        ("--task.sampled 1 --task.sampled-seconds 0", "task.sampled_seconds positive"),
         ("--estimator.name pse", "unknown estimator 'pse'; did you mean"),
         ("--task.augment rescal", "unknown augmentation 'rescal'; did you mean rescale"),
         ("--preset digts", "unknown preset 'digts'; did you mean digits"),

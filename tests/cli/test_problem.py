@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from metaopt.cli import _optimizers as optimizers
 from metaopt.cli import _problem as problem_of
 from metaopt.cli import _settings as settings
 from metaopt.core import Split
@@ -65,30 +66,57 @@ def test_held_out_problems_are_shifted_as_they_say():
     assert tanh.name == "digits/mlp, tanh"
 
 
-@pytest.mark.parametrize("name", problem_of.OPTIMIZERS)
-@pytest.mark.parametrize("decay", ["none", "cosine"])
-def test_every_optimizer_takes_a_step(name, decay):
-    chosen = settings.RunSettings(optimizer=settings.OptimizerSettings(name, 0.01, decay))
-    optimizer = problem_of.make_optimizer(chosen)
-    params = {"w": np.ones((3, 2), np.float32)}
-    tx = optimizer.optimizer(optimizer.init(jax.random.key(0)), num_steps=10)
-    updates, _ = tx.update(params, tx.init(params), params)
-    assert 0 < optax.tree.norm(updates) < 1
-
-
-def test_celo2_competes_with_its_step_size_as_the_learning_rate():
-    chosen = settings.preset("digits")
-    theta = problem_of.make_optimizer(chosen).init(jax.random.key(0))
-    tx = problem_of.make_contender(chosen, theta, "this run", 100).make(0.03)
-    params = {"w": np.ones((3, 2), np.float32)}
-    grads = {"w": np.arange(6, dtype=np.float32).reshape(3, 2)}
-    updates, _ = tx.update(grads, tx.init(params), params)
-    np.testing.assert_allclose(np.sqrt(np.mean(updates["w"] ** 2)), 0.03, rtol=1e-4)
-
-
 def test_the_grid_has_its_ends_and_even_ratios():
     chosen = settings.EvalSettings(grid=(1e-3, 1e-1), grid_per_decade=4)
     grid = np.array(problem_of.make_grid(chosen))
     assert len(grid) == 9
     np.testing.assert_allclose(grid[[0, -1]], [1e-3, 1e-1])
     np.testing.assert_allclose(grid[1:] / grid[:-1], 10**0.25)
+
+
+def test_sampled_families_follow_their_seed_and_keep_their_names_apart():
+    task = dataclasses.replace(TINY, sampled=2, sampled_seed=3, sampled_seconds=2e-5)
+    first = problem_of.sampled_problems(task, 10)
+    again = problem_of.sampled_problems(task, 10)
+    assert [p.name for p in first] == [p.name for p in again]
+    assert len({p.name for p in first}) == 2
+    shapes = [jax.eval_shape(p.family.sample, jax.random.key(0)) for p in (*first, *again)]
+    assert shapes[:2] == shapes[2:]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("pes", {"objective": "last"}, "pes has no estimator.objective"),
+        ("pes", {"gradient": "first_order"}, "pes has no estimator.gradient"),
+        ("backprop", {"sign": True}, "backprop has no estimator.sign"),
+    ],
+)
+def test_settings_that_an_estimator_does_not_have_are_refused(name, changes, message):
+    chosen = settings.RunSettings(estimator=settings.EstimatorSettings(name=name, **changes))
+    problem = problem_of.make_problem("quadratic", TINY, 10)
+    with pytest.raises(ValueError, match=message):
+        problem_of.make_estimator(chosen, problem, optimizers.make_optimizer(chosen))
+
+
+@pytest.mark.parametrize("name", problem_of.ESTIMATORS)
+def test_every_estimator_is_made_with_its_settings(name):
+    chosen = settings.RunSettings(
+        estimator=settings.EstimatorSettings(
+            name=name,
+            truncation=2,
+            horizon=(2, 4),
+            num_tasks=2,
+            sign=name in problem_of.SIGNED,
+            objective="last" if name in problem_of.WHOLE else "mean",
+            gradient="first_order" if name in problem_of.BACKPROPAGATION else "reverse",
+        ),
+        optimizer=settings.OptimizerSettings("sgd"),
+    )
+    problem = problem_of.make_problem("quadratic", TINY, 10)._replace(delay=1)
+    optimizer = optimizers.make_optimizer(chosen)
+    estimator = problem_of.make_estimator(chosen, problem, optimizer)
+    theta = jax.eval_shape(optimizer.init, jax.random.key(0))
+    state = jax.eval_shape(estimator.init, theta, (), jax.random.key(0))
+    estimate, _ = jax.eval_shape(estimator.estimate, theta, state, (), jax.random.key(0))
+    assert jax.tree.structure(estimate.grad) == jax.tree.structure(theta)
