@@ -2,12 +2,12 @@
 
     OPENBLAS_NUM_THREADS=1 nice -n 12 taskset -c 1 python benchmarks/suite.py --folder runs/suite
 
-computes the cells that the folder lacks (ten baselines on 24 tasks, Adam's envelopes, and weights
-that ship, tuned and not) and
-writes the scores and a figure. The cells are those of `metaopt eval --suite --out FOLDER`:
-processes of that command with different `--suite-tasks` may share the work, and learned rules that
-are evaluated there find the baselines. One thread, because BLAS threads that wait for a busy core
-make Shampoo's eigendecompositions a hundred times slower.
+computes the cells that the folder lacks (ten baselines, two of them on another decay too, Adam's
+envelopes, and weights that ship, tuned and not, on 24 tasks) and writes the scores and a figure.
+The cells are those of `metaopt eval --suite --out FOLDER`: processes of that command with different
+`--suite-tasks` may share the work, and learned rules that are evaluated there find the baselines.
+One thread, because BLAS threads that wait for a busy core make Shampoo's eigendecompositions a
+hundred times slower.
 
 Expected: an hour of process time on one core without contention; no baseline is far above tuned
 AdamW on all tasks, and none fails.
@@ -26,6 +26,8 @@ import statistics  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
 import _measure  # noqa: E402
+import optax  # noqa: E402
+import optax.contrib  # noqa: E402
 import rich  # noqa: E402
 import tyro  # noqa: E402
 
@@ -40,10 +42,12 @@ class Config:
 
     Attributes:
         folder: of the cells.
+        contenders: their names; all if none is given.
         out: where the results go.
     """
 
     folder: pathlib.Path = pathlib.Path("runs") / "suite"
+    contenders: tuple[str, ...] = ()
     out: pathlib.Path = RESULTS / "suite.json"
 
 
@@ -55,7 +59,9 @@ def main(config: Config) -> dict:
         for name in learned.pretrained_names()
         for is_tuned in (True, False)
     ]
-    contenders = [*eval.suite_baselines(), *shipped]
+    contenders = [*eval.suite_baselines(), *power_decayed(), *shipped]
+    if config.contenders:
+        contenders = [contender for contender in contenders if contender.name in config.contenders]
     summary = eval.run_suite(contenders, config.folder, on_report=print)
     record = {"provenance": provenance, **_without_seeds(summary)}
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +69,22 @@ def main(config: Config) -> dict:
     eval.suite_figure(summary, config.out)
     rich.print(eval.suite_table(summary))
     return record
+
+
+def power_decayed() -> list[eval.Contender]:
+    """AdamW and Muon on the shape that the shipped decay has, (1 - t/T)³, in place of a cosine."""
+
+    def decayed(name, optimizer, **settings):
+        def make(value, num_steps):
+            schedule = optax.polynomial_schedule(1.0, 0.0, 3, num_steps)
+            return optimizer(lambda count: value * schedule(count), **settings)
+
+        return eval.Contender(name, make, 10**-2.0)
+
+    return [
+        decayed("adamw, cubic decay", optax.adamw),
+        decayed("muon, cubic decay", optax.contrib.muon, consistent_rms=0.2),
+    ]
 
 
 def _without_seeds(summary: dict) -> dict:

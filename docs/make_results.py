@@ -480,7 +480,108 @@ def overhead() -> str:
     )  # fmt: skip
 
 
+def suite() -> str:
+    """Baselines and shipped weights on the evaluation suite."""
+    record = _load("benchmarks/results/suite.json")
+    entries = sorted(record["contenders"].items(), key=lambda item: -item[1]["speedup"]["estimate"])
+    rows = [[name, *_suite_cells(entry)] for name, entry in entries]
+    return f"{_suite_size(record)}\n\n{_table(['optimizer', *SUITE_HEADER], rows)}"
+
+
+def card_scores() -> str:
+    """The shipped weights on the evaluation suite."""
+    record = _load("benchmarks/results/suite.json")
+    rows = [
+        [label, *_suite_cells(record["contenders"][name])]
+        for name, label in (
+            ("adam_mlp", "tuned: 7 values per task"),
+            ("adam_mlp:default", "0.01 on every task"),
+        )
+    ]
+    return f"{_suite_size(record)}\n\n{_table(['learning rate', *SUITE_HEADER], rows)}"
+
+
+SUITE_HEADER = [
+    "speed-up [95 %]", "not reached", "envelope [95 %]", "train", "test", "failed",
+    "cost of an update", "tasks with the knob at its edge",
+]  # fmt: skip
+
+
+def _suite_size(record: dict) -> str:
+    return f"{len(record['tasks'])} tasks, {record['settings']['num_values']} seeds."
+
+
+def _suite_cells(entry: dict) -> list[str]:
+    return [
+        _interval(entry["speedup"]),
+        f"{entry['censored']:.0%}",
+        _interval(entry["envelope"]),
+        f"{entry['train_ratio']['estimate']:.2f}",
+        f"{entry['test_ratio']['estimate']:.3f}",
+        f"{entry['failure_rate']:.1%}",
+        f"{entry['overhead']:.1f}",
+        str(entry["at_edge"]),
+    ]
+
+
+def suite_tasks() -> str:
+    """The shipped weights on each task of the suite."""
+    record = _load("benchmarks/results/suite.json")
+    ours, muon = (record["contenders"][name]["tasks"] for name in ("adam_mlp", "muon"))
+    rows = [
+        [
+            task,
+            f"{cells['value']:.2g}" + ("*" if cells["at_edge"] else ""),
+            *(_number(cells[key]) for key in ("speedup", "train_ratio", "test_ratio")),
+            *(_number(muon[task][key]) for key in ("speedup", "test_ratio")),
+            f"{cells['overhead']:.1f}",
+        ]
+        for task, cells in ours.items()
+    ]
+    header = ["task", "learning rate", "speed-up", "train", "test"]
+    return _table([*header, "Muon: speed-up", "Muon: test", "cost of an update"], rows)
+
+
+def card_training() -> str:
+    """What meta-training changed, on a network that it did not see."""
+    from metaopt import learned
+
+    run = _load("experiments/results/adam_mlp.json")["runs"]["shipped"]
+    info = learned.weights_info(ROOT / "metaopt/learned/weights/adam_mlp.npz")
+    seconds = info["training"]["seconds"]
+    return _measured({"adam_mlp": run}) + f"\n\nMeta-training took {seconds:.0f} s."
+
+
+def ablations() -> str:
+    """Shorter meta-trainings with one thing changed each."""
+    return _measured(_load("experiments/results/adam_mlp.json")["runs"])
+
+
+def _measured(runs: dict) -> str:
+    losses = ("mean training loss", "final training loss", "test loss", "test accuracy")
+    rows = [
+        [
+            name,
+            *(
+                f"{run['measured']['at first'][loss]:.3g} -> {run['measured']['trained'][loss]:.3g}"
+                for loss in losses
+            ),
+        ]
+        for name, run in runs.items()
+    ]
+    return _table(["run", *losses], rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
 BLOCKS = (
+    suite,
+    suite_tasks,
+    card_scores,
+    card_training,
+    ablations,
     coordinate_check,
     l2l,
     overhead,

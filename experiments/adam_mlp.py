@@ -267,23 +267,25 @@ def main(config: Config) -> dict:
         names = tuple(ABLATIONS) if config.ablations == ("all",) else config.ablations
         few = {"families": config.families[:2]}
         runs = {name: (config.ablation_steps, few | ABLATIONS[name]) for name in names}
-    records = {}
-    for name, (num_steps, changes) in runs.items():
-        run = meta_train(config, name, num_steps, changes)
-        records[name] = run["record"]
-        if name == "shipped" and config.weights is not None:
-            learned.save(
-                config.weights, run["theta"], optimizer="adam_mlp",
-                settings={"learning_rate": config.learning_rate, **run["record"]["rule"]},
-                training=run["record"], overwrite=True,
-            )  # fmt: skip
-    stored = json.loads(config.out.read_text()) if config.out.exists() else {"runs": {}}
+    stored = json.loads(config.out.read_text())["runs"] if config.out.exists() else {}
     record = {
-        "runs": stored["runs"] | records,
+        "runs": stored,
         "versions": {name: version(name) for name in ("metaopt", "jax", "jaxlib", "optax")},
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
+    for name, (num_steps, changes) in runs.items():
+        run = meta_train(config, name, num_steps, changes)
+        if name == "shipped" and config.weights is not None:
+            learned.save(
+                config.weights,
+                run["theta"],
+                optimizer="adam_mlp",
+                settings={"learning_rate": config.learning_rate, **run["record"]["rule"]},
+                training=run["record"],
+                overwrite=True,
+            )
+        record["runs"][name] = run["record"]
+        train.write_json(config.out, record)  # After each: they take minutes.
     figure(record, config.out)
     return json.loads(config.out.read_text())
 

@@ -4,7 +4,7 @@
 
 so that each gets n values, half a decade apart, around a centre of its own: a multiplier of 1 for
 rules without a learning rate, else the one that its authors publish, raised because these runs are
-short (√10 times for the Adam family, 4 for Schedule-Free, 10 for Lion). All follow the same cosine
+short (10 times for the Adam family and Lion, 4 for Schedule-Free). All follow the same cosine
 to 0, except Schedule-Free and DoG, which are constant by design.
 """
 
@@ -53,13 +53,13 @@ def suite_baselines() -> tuple[Contender, ...]:
         `schedule_free` (AdamW; measured at its average), `dog` (without averaging) and `prodigy`.
     """
     return (
-        _decayed("adamw", optax.adamw, 10**-2.5),
-        _decayed("adam", optax.adam, 10**-2.5),
-        _decayed("nadamw", optax.nadamw, 10**-2.5),
+        _decayed("adamw", optax.adamw, 10**-2.0),
+        _decayed("adam", optax.adam, 10**-2.0),
+        _decayed("nadamw", optax.nadamw, 10**-2.0),
         _decayed("sgd_momentum", optax.sgd, 0.1, momentum=0.9),
         _decayed("lion", optax.lion, 10**-3.0),
-        _decayed("muon", optax.contrib.muon, 10**-2.5, consistent_rms=0.2),
-        _decayed("shampoo", shampoo, 10**-2.5, every=20, max_size=128),
+        _decayed("muon", optax.contrib.muon, 10**-2.0, consistent_rms=0.2),
+        _decayed("shampoo", shampoo, 10**-2.0, every=20, max_size=128),
         Contender(
             "schedule_free",
             lambda value, num_steps: optax.contrib.schedule_free_adamw(

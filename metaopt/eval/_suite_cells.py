@@ -30,7 +30,7 @@ _VERSION = 1
 _DIGITS = 6
 
 # Adam's own grid, at constant learning rates.
-ENVELOPE = Contender("envelope", lambda value, num_steps: optax.adam(value), 10**-2.5)
+ENVELOPE = Contender("envelope", lambda value, num_steps: optax.adam(value), 10**-2.0)
 
 
 @dataclasses.dataclass(frozen=True)

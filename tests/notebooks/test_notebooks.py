@@ -18,7 +18,7 @@ COLAB = "https://colab.research.google.com/github/metaopt/metaopt/blob/main/note
 # Sizes with which a notebook runs for the sake of running, by the name of the setting.
 SMALL = {
     "quickstart": {"OUTER_STEPS": 2, "INNER_STEPS": 20, "TRUNCATION": 10, "FLAX_STEPS": 3},
-    "learned_optimizers": {"STEPS": 3, "OUTER_STEPS": 2},
+    "learned_optimizers": {"STEPS": 3},
     "bring_your_own_task": {"HORIZON": 6, "TRUNCATION": 3, "NUM_SAMPLES": 2, "OUTER_STEPS": 2},
 }
 
