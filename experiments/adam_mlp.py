@@ -300,7 +300,8 @@ def figure(record: dict, path: pathlib.Path) -> None:
         for stage, mark in (("at first", "o"), ("trained", "D")):
             values = [run["measured"][stage][loss] for run in record["runs"].values()]
             panel.plot(values, list(record["runs"]), mark, label=stage)
-        panel.set(xlabel=f"{loss} (nats)", xscale="log")
+        panel.set(xlabel=f"{loss} (nats)")
+        panel.margins(0.08, 0.5 / len(record["runs"]))
         panel.grid(color="0.9")
     panels[0].invert_yaxis()
     panels[1].legend(frameon=False)
