@@ -661,6 +661,7 @@ ESTIMATOR_ROWS = [
 
 # Learned optimizers ---------------------------------------------------------------------------
 
+HEAVY = ("adam_mlp_orthogonalised", "celo2_orthogonalised", "celo_phase_1", "muvelo")
 LEARNED_COVERS = {
     "celo2": "celo2 scale_by_celo2",
     "celo2_orthogonalised": "celo2",
@@ -689,7 +690,7 @@ OPTIMIZER_ROWS = [
             f"learned.{name}",
             tuple(f"learned.{x}" for x in LEARNED_COVERS.get(name, name).split()),
             make,
-            heavy=name in ("adam_mlp_orthogonalised", "celo2_orthogonalised"),
+            heavy=name in HEAVY,
         )
         for name, make in LEARNED_ROWS
     ),

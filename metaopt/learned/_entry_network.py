@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from metaopt.core import Scalar
 from metaopt.learned._features import (
     Factored,
     ema,
@@ -56,7 +57,7 @@ def zero_moments(param: Array) -> EntryMoments:
     return EntryMoments(zeros(param, num), zeros(param, 1), factored_zeros(param, num))
 
 
-def accumulate(moments: EntryMoments, grad: Array, *, second_decay: float) -> EntryMoments:
+def accumulate(moments: EntryMoments, grad: Array, *, second_decay: Scalar) -> EntryMoments:
     """Accumulates one gradient."""
     return EntryMoments(
         ema(moments.momenta, grad, DECAYS),

@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
+from metaopt.core import Scalar
+
 CLOCK_SCALES = (1, 3, 10, 30, 100, 300, 1e3, 3e3, 1e4, 3e4, 1e5)
 
 
@@ -98,7 +100,7 @@ def zeros(param: Array, num: int) -> Float[Array, "num ..."]:
     return jnp.zeros((num, *(param.shape or (1,))), working_dtype(param))
 
 
-def ema(average: Array, value: Array, decays: Array | tuple[float, ...]) -> Array:
+def ema(average: Array, value: Array, decays: Array | tuple[Scalar, ...]) -> Array:
     """One step of an exponential moving average for each decay; `value` lacks the decay axis."""
     decays = jnp.asarray(decays, average.dtype).reshape((-1,) + (1,) * value.ndim)
     return decays * average + (1 - decays) * value[None]

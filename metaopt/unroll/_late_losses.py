@@ -9,8 +9,8 @@ by p = 0.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from metaopt.core import Scalar, System
@@ -37,7 +37,7 @@ def late_losses(system: System, *, power: Scalar = 1.0) -> System:
     Raises:
         ValueError: if `power` is negative; in `init`, without `num_steps`.
     """
-    if not isinstance(power, jax.core.Tracer) and power < 0:
+    if not isinstance(power, Tracer) and power < 0:
         raise ValueError(f"late_losses: power={power} is negative; use 0 or more.")
 
     def init(theta, data, key, *, num_steps=None):

@@ -206,6 +206,7 @@ def test_the_decay_ends_at_zero():
     np.testing.assert_array_equal(values[7], values[5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, SHIPPED], ids=["adam", "shipped"])
 def test_meta_gradients_are_finite(settings):
     learned = adam_mlp(0.1, **settings)
