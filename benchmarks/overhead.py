@@ -92,6 +92,7 @@ def build(settings: dict):
     compiled = lowered.compile()
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
+    assert memory is not None
     nbytes = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
     carried = nbytes(params) + nbytes(carry["state"])
 
@@ -143,7 +144,7 @@ def measure(sides: dict, size: str, *, rounds: int, seconds: float) -> list[dict
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="update steps, ours and the peer's")
     parser.add_argument("--sizes", nargs="+", choices=WIDTHS, default=list(WIDTHS))
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--rounds", type=int, default=3)

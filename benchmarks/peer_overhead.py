@@ -42,6 +42,8 @@ def build(settings: dict):
     start = time.perf_counter()
     compiled = jax.jit(update, donate_argnums=0).lower(state, grads, loss).compile()
     seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    assert memory is not None
     nbytes = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
 
     def step():
@@ -51,7 +53,7 @@ def build(settings: dict):
     return step, {
         "parameters": sum(x.size for x in jax.tree.leaves(grads)),
         "compile_s": round(seconds, 2),
-        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
         "state_bytes": nbytes(carry["state"]) - nbytes(grads),
         "bytes_moved": 2 * nbytes(carry["state"]) + nbytes(grads),
         "version": importlib.metadata.version("learned-optimization"),

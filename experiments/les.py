@@ -186,7 +186,8 @@ def final_values(cfg: Config, dim: int, size: int, competitors: dict) -> dict:
         for name, (strategy, _) in competitors.items():
             of_runs = jax.vmap(functools.partial(one, strategy), in_axes=(None, None, 0))
             of_functions = jax.vmap(of_runs, in_axes=(None, 0, None))
-            found[name] = of_functions(thetas[name], functions, keys)
+            # All competitors run with the same keys, so that cells are paired.
+            found[name] = of_functions(thetas[name], functions, jax.random.clone(keys))
         return found
 
     keys = jax.random.split(jax.random.key(2000 + dim), cfg.num_runs)
