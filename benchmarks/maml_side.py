@@ -86,7 +86,7 @@ def with_metaopt(theta, pools, s):
         num_tasks=num_tasks,
         tasks_at_once=1 if images else None,
         loop="unrolled" if images else "scan",
-    )
+    ).estimator
 
     def gradient(theta, key):
         estimate, _ = estimator.estimate(theta, (), pools, key)

@@ -30,6 +30,7 @@ from metaopt import (
     tree,
     unroll,
 )
+from tests.algorithms.rows import ALGORITHM_ROWS
 from tests.estimators import toys
 from tests.eval.rows import EVAL_ROWS
 from tests.learned.rows import ROWS as LEARNED_ROWS
@@ -59,11 +60,14 @@ def row(covers: str, make: Callable[[], Any], label: str = "", *, heavy: bool = 
 
 
 def numbered(package: str, rows) -> list[Row]:
-    """Rows `(name, thunk)` of one package; a name may have several."""
-    labels = [f"{package}.{name}-{index}" for index, (name, _) in enumerate(rows)]
+    """Rows `(names, thunk)` of one package; a name may have several rows, a row several names."""
     return [
-        Row(label, (f"{package}.{name}",), make)
-        for label, (name, make) in zip(labels, rows, strict=True)
+        Row(
+            f"{package}.{names.split()[0]}-{index}",
+            tuple(f"{package}.{name}" for name in names.split()),
+            make,
+        )
+        for index, (names, make) in enumerate(rows)
     ]
 
 
@@ -538,12 +542,6 @@ def on_function(make):
     return make(meta_loss, num_tasks=2), theta(), jnp.ones(2)
 
 
-def maml():
-    """The initialisation of a quadratic; theta is adapted for two steps."""
-    family = tasks.quadratic(dim=2)
-    return algorithms.maml(family, optax.sgd(0.1), num_steps=2, num_tasks=2), theta(), ()
-
-
 def bootstrapped():
     """An estimator on a system whose state has parameters."""
     system, *rest = adaptation()
@@ -655,7 +653,6 @@ ESTIMATOR_ROWS = [
         lambda: on_bilevel(estimators.vrbo, period=2, num_steps=1, num_terms=1),
     ),
     row("train.meta_step train.init_state", meta_step),
-    row("algorithms.maml algorithms.adapt", maml),
 ]
 
 
@@ -706,6 +703,7 @@ ROWS = [
     *ESTIMATOR_ROWS,
     *OPTIMIZER_ROWS,
     *numbered("tasks", TASK_ROWS),
+    *numbered("algorithms", ALGORITHM_ROWS),
     *numbered("eval", EVAL_ROWS),
 ]
 
@@ -723,6 +721,8 @@ EXEMPT_PACKAGES = {
 # Reason: names.
 _EXEMPT = {
     "a contract, or a container that the rows of the factories carry through": """
+        algorithms.Episode algorithms.FewShotScores algorithms.MetaLearner data.ClassPool
+        tasks.FewShotTask tasks.Query tasks.Support tasks.episodes
         algorithms.SearchState learned.IsotropicESState learned.LearnedStrategy learned.LESSpread
         learned.LESState learned.LGAState learned.RandomSearchState learned.Strategy
         tasks.BlackBoxTask
@@ -759,6 +759,7 @@ _EXEMPT = {
         unroll.FrozenState unroll.Horizon unroll.MemoryReport unroll.MetaLossInfo unroll.Window
     """,
     "a type alias": """
+        core.Batch core.Data core.Theta
         core.MetaLoss core.OuterLoss core.Params core.Scalar core.TaskParams
         learned.Nominal learned.Preprocess
         estimators.Draws estimators.InnerSolver implicit.OnFailure implicit.Preconditioner
@@ -781,7 +782,8 @@ _EXEMPT = {
         train.StopRequest train.TrainResult
     """,
     "reads files or generates batches on the host": """
-        data.digits data.stream data.tabular data.text data.tfds_dataset data.tfds_stream
+        data.by_class data.digits data.stream data.tabular data.text data.tfds_dataset
+        data.tfds_stream
     """,
     "compiles and loops on the host, over functions that have rows": """
         algorithms.evolve eval.compare eval.coordinate_check eval.diagnose eval.run_suite

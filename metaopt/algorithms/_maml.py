@@ -9,13 +9,16 @@ every step, a task has one support set for all its steps, and the query loss is 
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from metaopt import estimators
-from metaopt.core import Estimator, Params, Split, StepInfo, System, TaskFamily
-from metaopt.unroll import Gradient, Loop, Remat, unroll
+from metaopt.algorithms._learner import (
+    MetaLearner,
+    initial_params,
+    inner_loop,
+    query_estimator,
+)
+from metaopt.core import Params, TaskFamily
+from metaopt.unroll import Gradient, Loop, Remat
 
 
 def adapt(
@@ -43,30 +46,21 @@ def adapt(
     Raises:
         ValueError: if `num_steps < 1` or a choice is unknown.
     """
-    inner_opt = optax.with_extra_args_support(inner_opt)
 
-    def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
-        params, opt_state = state
-        task_params, support = data
-        (loss, _), grads = value_and_grad(family.loss, has_aux=True)(
-            params, task_params, support, key
-        )
-        updates, opt_state = inner_opt.update(grads, opt_state, params, value=loss)
-        return (optax.apply_updates(params, updates), opt_state), StepInfo(loss, jnp.array(False))
+    def loss(params, theta, task_params, support, key):
+        del theta
+        return family.loss(params, task_params, support, key)
 
-    system = System(
-        lambda theta, data, key, *, num_steps=None: (theta, inner_opt.init(theta)), step
+    run = inner_loop(
+        "adapt",
+        loss,
+        lambda theta: inner_opt,
+        num_steps=num_steps,
+        remat=remat,
+        gradient=gradient,
+        loop=loop,
     )
-    run = unroll(
-        system, num_steps=num_steps, remat=remat, gradient=gradient, loop=loop, name="adapt"
-    )
-
-    def adapted(theta, task_params, support, key):
-        start = (theta, inner_opt.init(theta))
-        (params, _), _ = run(theta, start, (task_params, support), key)
-        return params
-
-    return adapted
+    return lambda theta, task_params, support, key: run(theta, task_params, support, key)[0]
 
 
 def maml(
@@ -79,11 +73,11 @@ def maml(
     remat: Remat = "none",
     gradient: Gradient = "reverse",
     loop: Loop = "scan",
-) -> Estimator:
-    """The gradient of the query loss after adaptation, with respect to the initialisation.
+) -> MetaLearner:
+    """An initialisation, trained for the query loss after a few steps on the support set.
 
     Args:
-        family: the tasks. `theta` has the structure of its `params`, so `family.init` makes one.
+        family: the tasks. `theta` has the structure of its `params`.
         inner_opt: any optax optimizer; `optax.sgd(0.01)` is the paper's on sinusoids.
         num_steps: inner steps K. Static.
         num_tasks: tasks per estimate. Static.
@@ -93,8 +87,7 @@ def maml(
         loop: as there; on CPU, convolutions run faster in an "unrolled" loop. Static.
 
     Returns:
-        An estimator without state. Support sets are drawn from `data.inner` and query sets from
-        `data.outer` if `data` is a `Split`, both from `data` otherwise.
+        A learner; `theta` is `family.init` of any task.
 
     Raises:
         ValueError: for counts below 1 or an unknown choice.
@@ -102,16 +95,7 @@ def maml(
     adapted = adapt(
         family, inner_opt, num_steps=num_steps, remat=remat, gradient=gradient, loop=loop
     )
-
-    def meta_loss(theta, data, key):
-        keys = jax.random.split(key, 5)
-        key_task, key_support, key_query, key_adapt, key_loss = keys
-        pools = data if isinstance(data, Split) else Split(data, data)
-        task_params = family.sample(key_task)
-        support = family.batch(pools.inner, task_params, key_support)
-        query = family.batch(pools.outer, task_params, key_query)
-        params = adapted(theta, task_params, support, key_adapt)
-        loss, _ = family.loss(params, task_params, query, key_loss)
-        return family.normalise(loss, task_params)
-
-    return estimators.backprop(meta_loss, num_tasks=num_tasks, tasks_at_once=tasks_at_once)
+    estimator = query_estimator(
+        "maml", family, adapted, num_tasks=num_tasks, tasks_at_once=tasks_at_once, gradient=gradient
+    )
+    return MetaLearner(initial_params(family), adapted, estimator)

@@ -9,7 +9,9 @@ from metaopt.core._adapters import (
     training,
 )
 from metaopt.core._contracts import (
+    Batch,
     BilevelProblem,
+    Data,
     Estimate,
     EstimateInfo,
     Estimator,
@@ -23,13 +25,16 @@ from metaopt.core._contracts import (
     System,
     TaskFamily,
     TaskParams,
+    Theta,
     keep_finite,
 )
 from metaopt.core._minibatch import minibatched
 
 __all__ = [
+    "Batch",
     "BilevelProblem",
     "BilevelState",
+    "Data",
     "Estimate",
     "EstimateInfo",
     "Estimator",
@@ -44,6 +49,7 @@ __all__ = [
     "System",
     "TaskFamily",
     "TaskParams",
+    "Theta",
     "TrainingState",
     "adaptation",
     "bilevel_training",

@@ -1,5 +1,6 @@
 """Pools of examples on the device: embedded sets, procedural sets and TFDS streams."""
 
+from metaopt.data._class_pool import ClassPool, by_class
 from metaopt.data._digits import digits
 from metaopt.data._gaussian_mixture import gaussian_mixture
 from metaopt.data._pool import Dataset, Pool, sample_batch
@@ -12,11 +13,13 @@ from metaopt.data._text import TextDataset, TextPool, sample_windows, text
 from metaopt.data._tfds import tfds_dataset, tfds_stream
 
 __all__ = [
+    "ClassPool",
     "Dataset",
     "Pool",
     "Stream",
     "TextDataset",
     "TextPool",
+    "by_class",
     "digits",
     "gaussian_mixture",
     "sample_batch",

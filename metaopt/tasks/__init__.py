@@ -24,6 +24,7 @@ from metaopt.tasks._black_box import BlackBoxTask, black_box
 from metaopt.tasks._classification import Metrics, classification
 from metaopt.tasks._convnet import convnet
 from metaopt.tasks._distribution import SampledFamily, sample_family
+from metaopt.tasks._few_shot import FewShotTask, Query, Support, episodes, few_shot
 from metaopt.tasks._least_squares import LeastSquaresTask, least_squares
 from metaopt.tasks._logistic import logistic
 from metaopt.tasks._mlp import mlp
@@ -43,17 +44,20 @@ __all__ = [
     "BlackBoxTask",
     "ELBO",
     "ESGradientTask",
+    "FewShotTask",
     "GradientNoiseTask",
     "LeastSquaresTask",
     "Metrics",
     "MuPMetrics",
     "QuadraticTask",
+    "Query",
     "ReducedBatchTask",
     "RescaledTask",
     "RosenbrockTask",
     "SampledFamily",
     "ScaledInitTask",
     "SinusoidTask",
+    "Support",
     "augmented",
     "autoencoder",
     "bfloat16",
@@ -61,7 +65,9 @@ __all__ = [
     "classification",
     "clip_classification",
     "convnet",
+    "episodes",
     "es_gradient",
+    "few_shot",
     "gradient_noise",
     "least_squares",
     "logistic",

@@ -41,7 +41,7 @@ def test_agrees_with_the_closed_form_of_parabolas(x64, gradient, loop):
         num_tasks=4,
         gradient=gradient,
         loop=loop,
-    )
+    ).estimator
     theta = {"p": jnp.array([0.3, -0.7])}
     estimate, _ = jax.jit(estimator.estimate)(theta, (), SHIFTS, jax.random.key(3))
 
@@ -60,7 +60,7 @@ def test_agrees_with_the_closed_form_of_parabolas(x64, gradient, loop):
 def test_agrees_with_central_differences_on_a_network(x64):
     family = tasks.sinusoid_regression(hidden=(3,), activation="tanh", batch_size=5)
     theta = family.init(family.sample(jax.random.key(0)), jax.random.key(1))
-    estimator = maml(family, optax.sgd(0.05, momentum=0.9), num_steps=2, num_tasks=2)
+    estimator = maml(family, optax.sgd(0.05, momentum=0.9), num_steps=2, num_tasks=2).estimator
 
     def estimate(theta):
         return estimator.estimate(theta, (), (), jax.random.key(2))[0]
@@ -82,7 +82,7 @@ def test_adaptation_is_gradient_descent_on_the_support_set(x64):
 
 def test_without_inner_progress_it_is_training_on_the_query_sets(x64):
     theta = {"p": jnp.array([0.3, -0.7])}
-    still = maml(parabolas(), optax.sgd(0.0), num_steps=1, num_tasks=3)
+    still = maml(parabolas(), optax.sgd(0.0), num_steps=1, num_tasks=3).estimator
     joint = estimators.backprop(
         lambda theta, data, key: parabolas().loss(theta, CENTRE, data.outer, key)[0], num_tasks=3
     )

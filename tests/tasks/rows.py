@@ -1,19 +1,16 @@
-"""One row per public factory of `metaopt.tasks` and `metaopt.data`, for the conformance tests.
+"""One row per public factory of `metaopt.tasks`, for the conformance tests.
 
-`TASK_ROWS`: (name, thunk), the thunk giving (family, data). `DATA_ROWS`: (name, thunk), the thunk
-giving what the factory makes. A name may have several rows.
+Pairs (name, thunk), the thunk giving (family, data). A name may have several rows.
 """
 
-import atexit
 import functools
-import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metaopt import data, tasks
-from tests.data import tiny_tfds
+from tests.algorithms.rows import episodes, linear_few_shot
 
 SHAPE, CLASSES = (4, 4, 1), 3
 
@@ -76,15 +73,6 @@ def augmented():
     return drawn.family, images()
 
 
-@functools.cache
-def tfds_dir() -> str:
-    """A directory with a small `mnist`, made once per process."""
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    tiny_tfds.write("mnist", folder.name, split_sizes={"train": 12, "test": 4})
-    return folder.name
-
-
 TASK_ROWS = [
     ("augmented", augmented),
     ("autoencoder", lambda: (tasks.autoencoder(SHAPE, hidden=(3,), batch_size=4), images())),
@@ -97,6 +85,7 @@ TASK_ROWS = [
         "es_gradient",
         lambda: (tasks.es_gradient(small_mlp(), sigma=(0.01, 0.1), num_pairs=2), images()),
     ),
+    ("few_shot", lambda: (linear_few_shot(), episodes().inner)),
     ("gradient_noise", lambda: (tasks.gradient_noise(small_mlp(), scale=(0.01, 0.1)), images())),
     ("least_squares", lambda: (tasks.least_squares(dim=3), ())),
     ("logistic", lambda: (tasks.logistic(SHAPE, CLASSES, batch_size=4, l2=0.1), images())),
@@ -141,41 +130,5 @@ TASK_ROWS = [
             tasks.vision_transformer(SHAPE, CLASSES, depth=1, width=4, batch_size=4),
             images(),
         ),
-    ),
-]
-
-DATA_ROWS = [
-    ("digits", lambda: data.digits()),
-    (
-        "gaussian_mixture",
-        lambda: data.gaussian_mixture(jax.random.key(0), num_classes=3, dim=2, num_examples=5),
-    ),
-    ("sample_batch", lambda: data.sample_batch(images(), jax.random.key(0), batch_size=4)),
-    (
-        "sample_windows",
-        lambda: data.sample_windows(characters(), jax.random.key(0), batch_size=2, length=3),
-    ),
-    ("sinusoids", lambda: data.sinusoids(jax.random.key(0), num_curves=3, points_per_curve=4)),
-    (
-        "stream",
-        lambda: data.stream(
-            lambda indices: data.Pool(jnp.zeros((len(indices), 2)), jnp.zeros(len(indices), int)),
-            num_examples=5,
-            num_classes=2,
-            pool_size=3,
-            refresh=1,
-        ),
-    ),
-    ("strokes", images),
-    ("tabular", lambda: data.tabular("iris")),
-    (
-        "teacher_network",
-        lambda: data.teacher_network(jax.random.key(0), num_classes=3, dim=2, num_examples=5),
-    ),
-    ("text", lambda: data.text()),
-    ("tfds_dataset", lambda: data.tfds_dataset("mnist", data_dir=tfds_dir())),
-    (
-        "tfds_stream",
-        lambda: data.tfds_stream("mnist", data_dir=tfds_dir(), pool_size=8, refresh=2),
     ),
 ]

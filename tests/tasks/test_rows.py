@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt import data, tasks
+from metaopt import tasks
 from tests.helpers import ravel, relative_error
-from tests.tasks.rows import DATA_ROWS, TASK_ROWS
+from tests.tasks.rows import TASK_ROWS
 
 TASK_IDS = [f"{name}-{i}" for i, (name, _) in enumerate(TASK_ROWS)]
 FAMILIES = {
@@ -17,12 +17,6 @@ FAMILIES = {
 }
 # Long to compile; the conformance tests cover them as well.
 HEAVY = ("transformer_lm", "vision_transformer")
-
-
-@pytest.mark.parametrize(("module", "rows"), [(tasks, TASK_ROWS), (data, DATA_ROWS)])
-def test_every_public_factory_has_a_row(module, rows):
-    factories = {name for name in module.__all__ if name.islower()}
-    assert factories == {name for name, _ in rows}
 
 
 def run(family, pool, key):
