@@ -4,8 +4,10 @@
     d = L^(-1/4) m̂ R^(-1/4),    u = d · |a| / |d|,    a = m̂ / √(v̂ + ε²)
 
 Gupta et al. 2018, arXiv:1802.09568, algorithm 1. Moving averages, roots that are renewed only every
-k steps and the grafted length follow Anil et al. 2020, arXiv:2002.09018. Differs from both: the
-momentum is preconditioned, not the gradient; tensors with more than two axes become a matrix whose
+k steps and the grafted length follow Anil et al. 2020, arXiv:2002.09018, and so do roots by the
+coupled Newton iteration of Guo and Higham 2006 (SIAM J. Matrix Anal. Appl. 28): products alone,
+which in float32 are more exact than an eigendecomposition and an order of magnitude faster on CPU,
+where the latter has also been seen to hang. Differs from both: the momentum is preconditioned, not the gradient; tensors with more than two axes become a matrix whose
 columns are their last axis; a side that is too long has no factor, and the other one then takes the
 power -1/2; tensors with fewer than two axes follow Adam.
 """
@@ -19,8 +21,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from metaopt.core import Scalar
 
-# Squared lengths and eigenvalues below it count as zero; its power -3/2 must be a float32.
+# Squared lengths below it count as zero; its power -3/2 must be a float32.
 _TINY = 1e-24
+# Eigenvalues of 1e-6 of the largest need about 20.
+_MAX_STEPS = 60
 
 
 class ShampooState(NamedTuple):
@@ -53,15 +57,16 @@ def scale_by_shampoo(
 ) -> optax.GradientTransformationExtraArgs:
     """Replaces gradients by Shampoo's direction, of the length that Adam's would have.
 
-    Derivatives pass through moments and lengths; the roots count as constants, because those of an
-    eigendecomposition are infinite where eigenvalues coincide, as they do at the start.
+    Derivatives pass through moments and lengths; the roots count as constants, as they do between
+    two renewals.
 
     Args:
         b1: decay of the first moment. Traced.
         b2: decay of the second moment, of which only the length is used. Traced.
         eps: ε of Adam. Traced.
         factor_decay: ρ, decay of the factors. Traced.
-        ridge: added to a factor's eigenvalues, as a fraction of the largest. Traced.
+        ridge: added to a factor's eigenvalues, as a fraction of its largest absolute row sum, which
+            is at least the largest of them. Traced.
         every: steps k between new roots. Static.
         max_size: longest side that gets a factor. Static.
 
@@ -189,13 +194,35 @@ def _all_roots(factors, ridge):
 
 
 def _inverse_root(factor, power, ridge):
+    """(factor + ridge · norm)^-power by the coupled Newton iteration, in products alone.
+
+    With p = 1/power:  T = ((1 + 1/p) − M/p),  X ← X T,  M ← Tᵖ M;  M → I and X → factor^(-1/p).
+    """
     factor = jax.lax.stop_gradient(factor)
-    # An eigensolver may not return from a NaN; the momentum keeps it, so the update shows it.
+    # A NaN would keep the loop going to its end; the momentum keeps it, so the update shows it.
     factor = jnp.where(jnp.isfinite(factor), factor, 0.0)
-    eigenvalues, basis = jnp.linalg.eigh(factor)
-    floor = ridge * eigenvalues[-1] + _TINY
-    scale = (jnp.maximum(eigenvalues, 0.0) + floor) ** -power
-    return (basis * scale[None]) @ basis.T
+    order, eye = round(1 / power), jnp.eye(len(factor), dtype=factor.dtype)
+    norm = jnp.abs(factor).sum(axis=1).max() + _TINY  # At least the largest eigenvalue.
+    scaled = factor / norm + (ridge + _TINY) * eye
+    scale = (1 + order) / (2 * (1 + ridge))  # Eigenvalues of M start below 1 + p.
+    enough = 10 * jnp.finfo(factor.dtype).eps
+
+    def error_of(m):
+        return jnp.abs(m - eye).max()
+
+    def going(carry):
+        _, m, before, count = carry
+        error = error_of(m)
+        return (error > enough) & ((error < before) | (error > 0.1)) & (count < _MAX_STEPS)
+
+    def step(carry):
+        x, m, _, count = carry
+        t = (1 + 1 / order) * eye - m / order
+        return x @ t, jnp.linalg.matrix_power(t, order) @ m, error_of(m), count + 1
+
+    start = (scale ** (1 / order) * eye, scale * scaled, jnp.asarray(jnp.inf, norm.dtype), 0)
+    root, *_ = jax.lax.while_loop(going, step, start)
+    return norm**-power * root
 
 
 def _direction(m, v, pair, eps):
