@@ -4,6 +4,7 @@ python docs/make_results.py
 """
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -15,6 +16,7 @@ PAGES = tuple(
         "docs/results.md",
         "docs/meta_gradients.md",
         "docs/learned_optimizers.md",
+        "docs/few_shot.md",
         "metaopt/learned/weights/adam_mlp.md",
     )
 )
@@ -263,6 +265,56 @@ def nystrom() -> str:
     return _table(["curvature", "solver or damping", "relative error per seed"], lines)
 
 
+def sinusoids() -> str:
+    """Errors of adaptation by gradient steps, by method and steps."""
+    record = _load("experiments/results/sinusoids.json")
+    results, lines = record["results"], []
+    for name, entry in results.items():
+        means = [f"{statistics.mean(values):.3g}" for values in entry["mean"].values()]
+        lines.append(
+            [
+                name,
+                *means,
+                _spread(entry["mean"]["5"], "{:.3g}"),
+                _spread(entry["standard error over tasks"]["5"]),
+                _spread(entry["median"]["5"], "{:.3g}"),
+                f"{entry['ms']:.2f}",
+            ]
+        )
+    steps = list(next(iter(results.values()))["mean"])
+    header = [f"after {steps[0]}", *steps[1:], "5, per seed", "standard error", "median at 5"]
+    return (
+        f"{record['config']['num_updates']:,} updates of {record['config']['num_tasks']} tasks.\n\n"
+        + _table(["method", *header, "ms per update"], lines)
+    )
+
+
+def sinusoid_bars() -> str:
+    """Bounds on the same numbers."""
+    record = _load("experiments/results/sinusoids.json")
+    rows = []
+    for row in record["bars"]:
+        errors = record["results"][row["method"]]["mean"]["5"]
+        worst = f"{max(errors):.3g}" if row["measure"] == "error" else "-"
+        met = "yes" if row["met"] else "**no**"
+        cells = [f"{row['bar']:.2g}", f"{row['reached']:.3g}", met, worst]
+        rows.append([row["method"], row["measure"], *cells])
+    return _table(["method", "measure", "at most", "mean over seeds", "met", "worst seed"], rows)
+
+
+def few_shot_parity() -> str:
+    """Meta-gradients beside those of other libraries."""
+    record = _load("benchmarks/results/few_shot_parity.json")
+    found = {(row["method"], row["library"]): row["difference"] for row in record["rows"]}
+    methods = list(dict.fromkeys(method for method, _ in found))
+    libraries = sorted({library for _, library in found})
+    rows = [
+        [method, *(f"{found[method, x]:.0e}" if (method, x) in found else "-" for x in libraries)]
+        for method in methods
+    ]
+    return _table(["", *libraries], rows)
+
+
 def diagnoses() -> str:
     """What the instrument says of three problems."""
     lines = []
@@ -321,6 +373,40 @@ def scaling() -> str:
         ["processes x devices", "largest relative difference of the curve", "in float64",
          "tasks/s", "per device", "share of what two cores could"],
         lines,
+    )  # fmt: skip
+
+
+def bad_input() -> str:
+    """Bad calls, and how they ended."""
+    return _table(
+        ["bad calls", "factories", "tried", "error that names it", "other error", "accepted"],
+        [
+            [row["kind"], *(str(row[x]) for x in
+             ("factories", "tried", "clear", "error", "accepted"))]
+            for row in _load("benchmarks/results/bad_input.json")["rows"]
+        ],
+    )  # fmt: skip
+
+
+def fuzz_loaders() -> str:
+    """Damaged files, and how they were read."""
+    rows = []
+    for row in _load("benchmarks/results/fuzz_loaders.json")["rows"]:
+        outcomes = [row["outcomes"].get(x, 0) for x in ("refused", "as written", "other content")]
+        rows.append(
+            [
+                row["reader"],
+                f"{row['executions']:,}",
+                *(f"{count:,}" for count in outcomes),
+                f"{row['slowest_ms']:.0f}",
+                f"{row['largest_kib']:.0f}",
+                str(len(row["findings"])),
+            ]
+        )
+    return _table(
+        ["reader", "executions", "refused", "as written", "other content", "slowest, ms",
+         "most memory, KiB", "findings"],
+        rows,
     )  # fmt: skip
 
 
@@ -572,11 +658,377 @@ def _measured(runs: dict) -> str:
     return _table(["run", *losses], rows)
 
 
+def preconditioned() -> str:
+    """MAML with more of the inner loop learned, on sinusoids."""
+    record = _load("experiments/results/preconditioned.json")
+    config, results = record["config"], record["results"]
+    steps, trained = list(next(iter(results.values()))["steps"]), "5"
+    maml = statistics.mean(results["MAML"]["steps"][trained]["mean"])
+    table = _table(
+        ["learner", *(f"after {count}" for count in steps), "median task, after 5",
+         "of MAML's, 5 steps"],
+        [
+            [
+                name,
+                *(_mean_and_all(entry["steps"][count]["mean"]) for count in steps),
+                f"{statistics.mean(entry['steps'][trained]['median']):.3g}",
+                f"{statistics.mean(entry['steps'][trained]['mean']) / maml:.2f}",
+            ]
+            for name, entry in results.items()
+        ],
+    )  # fmt: skip
+    lines = []
+    judged = {name: x for name, x in record["bars, 5 steps"].items() if name in results}
+    for name, bars in judged.items():
+        value = statistics.mean(results[name]["steps"][trained]["mean"])
+        for kind, bar in bars.items():
+            found = value if kind == "at most" else value / maml
+            text = "" if kind == "at most" else " of MAML's"
+            said = "reached" if found <= bar else "missed"
+            lines.append(f"{name}: {found:.2g}{text}, bar {bar}{text}: {said}.")
+    size = f"{config['updates']} outer updates of {config['num_tasks']} tasks."
+    return "\n\n".join([size, table, "\n".join(f"- {line}" for line in lines)])
+
+
+def corrupted_support() -> str:
+    """Learned weights of support examples, some of them wrong."""
+    record = _load("experiments/results/corrupted_support.json")
+    results = record["results"]
+    steps, trained = list(next(iter(results.values()))["steps"]), "5"
+    means = {name: x["steps"][trained]["mean"] for name, x in results.items()}
+    table = _table(
+        ["learner", *(f"after {count}" for count in steps), "median task, after 5"],
+        [
+            [
+                name,
+                *(_mean_and_all(entry["steps"][count]["mean"]) for count in steps),
+                f"{statistics.mean(entry['steps'][trained]['median']):.3g}",
+            ]
+            for name, entry in results.items()
+        ],
+    )
+    ((label, bar),) = record["bars"].items()
+    ours, maml = means["learned weights"], means["MAML"]
+    ratio = statistics.mean(ours) / statistics.mean(maml)
+    weighted = results["learned weights"]
+    weights = " and ".join(
+        f"{statistics.mean(weighted[f'mean weight of {kind} points']):.2f} for {kind} points"
+        for kind in ("wrong", "right")
+    )
+    return (
+        f"{table}\n\n{label}: {ratio:.2f} (per seed "
+        f"{_spread([a / b for a, b in zip(ours, maml, strict=True)], '{:.2f}')}), bar {bar}: "
+        f"{'reached' if ratio <= bar else 'missed'}. Mean weights: {weights}."
+    )
+
+
+def _mean_and_all(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3g} ({_spread(values, '{:.3g}')})"
+
+
+def rl_navigation() -> str:
+    """Returns after adaptation, by meta-gradient."""
+    record = _load("experiments/results/navigation.json")
+    bars, reached = record["bars"], record["reached, per seed"]
+    results = record["returns by inner steps, per seed"]
+    steps = list(next(iter(results.values())))
+    rows = [
+        [
+            name,
+            *(_mean_and_all(by_steps[count]) for count in steps),
+            *(
+                ["-", "-"]
+                if name not in reached
+                else [
+                    _of_seeds(reached[name]["return after one step"]),
+                    _of_seeds(
+                        [x >= bars["above pretraining"] for x in reached[name]["above pretraining"]]
+                    ),
+                ]
+            ),
+        ]
+        for name, by_steps in results.items()
+    ]
+    config = record["config"]
+    size = f"{config['outer_steps']} outer steps of {config['num_tasks']} goals."
+    header = [
+        "trained as",
+        *(f"inner steps: {count}" for count in steps),
+        f"one step at least {bars['return after one step']}",
+        f"{bars['above pretraining']} above pretraining",
+    ]
+    return f"{size}\n\n{_table(header, rows)}"
+
+
+def rl_return() -> str:
+    """The discount and trace that a critic learns."""
+    record = _load("experiments/results/learned_return.json")
+    bars, reached = record["bars"], record["reached, per seed"]
+    signs = {"discount": "at least", "error": "at most", "error over fixed": "at most"}
+    rows = [
+        [
+            name,
+            _mean_and_all(values),
+            f"{signs[name]} {bars[name]}" if name in bars else "-",
+            _of_seeds(reached[name]) if name in reached else "-",
+        ]
+        for name, values in record["results, per seed"].items()
+    ]
+    return _table(["after 400 updates", "mean (per seed)", "bar", "reached"], rows)
+
+
+def rl_rule() -> str:
+    """Regret of a learned rule and of REINFORCE."""
+    record = _load("experiments/results/learned_rl_rule.json")
+    regret, rate = record["regret, per seed"], record["config"]["learning_rate"]
+    rows = [["learned rule", f"{rate:g}", _mean_and_all(regret["learned rule"])]]
+    rows += [
+        ["REINFORCE", f"{float(x):g}", _mean_and_all(values)]
+        for x, values in regret["REINFORCE"].items()
+    ]
+    return (
+        _table(["agent", "learning rate", "regret, mean (per seed)"], rows)
+        + "\n\nOver REINFORCE at the same learning rate, per seed: "
+        + f"{_spread(record['ratio at the same rate, per seed'], '{:.2f}')} (bar {record['bar']}, "
+        + f"reached in {_of_seeds(record['reached, per seed'])}); over REINFORCE at its best rate: "
+        + f"{_spread(record['ratio to the best rate, per seed'], '{:.2f}')}."
+    )
+
+
+def short_horizon() -> str:
+    """The learning rates that horizons lead to."""
+    record = _load("experiments/results/short_horizon.json")
+    rows = [
+        [
+            horizon,
+            f"{row['best rate']:.3g}",
+            _mean_and_all(row["trained rate, per seed"]),
+            f"{row['loss with it']:.2f}",
+            _spread(row["loss with that, per seed"], "{:.2f}"),
+        ]
+        for horizon, row in record["results by horizon"].items()
+    ]
+    said = ", ".join(
+        f"{name}: {'yes' if value else 'no'}" for name, value in record["reached"].items()
+    )
+    return (
+        _table(
+            ["H", "best rate", "trained rate", "loss at 300 with the best", "with the trained"],
+            rows,
+        )
+        + f"\n\nFirst over last loss: {record['ratio of first to last loss']:.1f} (bar 4). "
+        + f"Bars reached: {said}."
+    )
+
+
+def _of_seeds(flags: list[bool]) -> str:
+    return f"{sum(flags)} of {len(flags)} seeds"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
+def characters() -> str:
+    """Accuracies on new characters, by statistics."""
+    record = _load("experiments/results/characters.json")
+    kinds = ("transductive", "support", "running")
+    lines, gains = [], []
+    for shots, rows in record["summary"].items():
+        for name, row in rows.items():
+            cells = [
+                f"{statistics.mean(row[kind]):.3f} ({_spread(row[kind], '{:.3f}')})"
+                if kind in row
+                else "-"
+                for kind in kinds
+            ]
+            lines.append([f"{shots}-shot", name, *cells])
+            if "smallest gain over scratch" in row:
+                gains.append(row["smallest gain over scratch"])
+    config = record["config"]
+    said = "reached" if min(gains) >= 0.1 else "missed"
+    return (
+        _table(["5-way", "learner", *kinds], lines)
+        + f"\n\n{config['updates']} updates of {config['tasks_per_update']} tasks. Smallest gain "
+        f"over training from scratch, of any learner, seed and statistics: {100 * min(gains):.1f} "
+        f"points, bar 10: {said}."
+    )
+
+
+def coordinate_networks() -> str:
+    """PSNR after a few steps, and the bars."""
+    record = _load("experiments/results/coordinate_networks.json")
+    rows, config = record["summary"], record["config"]
+    few, many = config["partial_steps"]
+
+    def cell(key):
+        return f"{statistics.mean(rows[key]):.1f} ({_spread(rows[key], '{:.1f}')})"
+
+    names = {"random, best rate": many, "MAML": few, "Reptile": few}
+    table = _table(
+        ["start", *(f"{step} steps" for step in config["steps"]),
+         f"{config['share']:.0%} of the pixels"],
+        [
+            [name, *(cell(f"{name}: {step} steps") for step in config["steps"]),
+             f"{cell(f'{name}: partial, {steps} steps')}, {steps} steps"]
+            for name, steps in names.items()
+        ],
+    )  # fmt: skip
+    lines = []
+    for name in ("MAML", "Reptile"):
+        bars = (
+                ("2 steps above random", 9.0, "after 2 steps"),
+                ("partial, above random", 1.0, f"from {config['share']:.0%} of the pixels"),
+        )  # fmt: skip
+        for key, bar, text in bars:
+            values = rows[f"{name}: {key}"]
+            mean = statistics.mean(values)
+            lines.append(
+                f"- {name}, {text}: {mean:.1f} dB above random ({_spread(values, '{:.1f}')}), bar "
+                f"{bar:.0f}: {'reached' if mean >= bar else 'missed'}"
+                + (" by the mean, not by every seed." if mean >= bar > min(values) else ".")
+            )
+    return table + "\n\n" + "\n".join(lines)
+
+
+def amortised_fields() -> str:
+    """One pass of an encoder against steps of MAML."""
+    record = _load("experiments/results/amortised_fields.json")
+    rows = [[name, _spread(values, "{:.1f}")] for name, values in record["results"].items()]
+    gaps = record["one pass less three steps"]
+    said = "reached" if min(gaps) >= record["bar"] else "missed"
+    return (
+        _table(["field", "PSNR, per seed"], rows)
+        + f"\n\nOne pass less three steps: {_spread(gaps, '{:.1f}')} dB, bar {record['bar']} dB: "
+        + said
+        + "."
+    )
+
+
+def camel() -> str:
+    """New environments from few measurements, and their parameters."""
+    record, rows = _load("experiments/results/camel.json"), []
+    for system, result in record["results"].items():
+        for name, values in result["reached"].items():
+            bar = record["bars"][name]
+            met = sum(x <= bar if "error" in name else x >= bar for x in values)
+            rows.append(
+                [
+                    system,
+                    name,
+                    _spread(values, "{:.2g}"),
+                    f"{'at most' if 'error' in name else 'at least'} {bar}",
+                    f"{met} of {len(values)} seeds",
+                ]
+            )
+    return _table(["system", "measure", "per seed", "bar", "met"], rows)
+
+
+def task_landscape() -> str:
+    """Where adaptation pays, in closed form and by descent."""
+    record, rows = _load("experiments/results/task_landscape.json"), []
+    for case, result in record["results"].items():
+        side, bar = record["bars on the ratio"][case]
+        ratios = result["ratio"]
+        met = min(ratios) >= bar if side == "at least" else max(ratios) <= bar
+        off = max(abs(x - 1) for x in result["library over closed form"])
+        rows.append(
+            [case, _spread(ratios, "{:.2f}"), f"{side} {bar:g}", "yes" if met else "**no**",
+             f"{off:.0e}"]
+        )  # fmt: skip
+    return _table(
+        ["distance of hard tasks, their spread", "ratio, per seed", "bar", "met",
+         "`maml` over the closed form, less 1, largest"],
+        rows,
+    )  # fmt: skip
+
+
+def interference() -> str:
+    """Errors at the end of streams."""
+    record = _load("experiments/results/interference.json")
+    rows = [
+        [name, *(_spread(result[key], "{:.2g}") for key in ("all functions", "one function"))]
+        for name, result in record["results"].items()
+    ]
+    said = "reached" if max(record["ratio"]) <= record["bar"] else "missed"
+    ratios = _spread(record["ratio"], "{:.2g}")
+    return (
+        _table(["representation", "all six functions", "one function"], rows)
+        + f"\n\nInterference objective over fast adaptation: {ratios}, bar {record['bar']}: {said}."
+    )
+
+
+def good_embedding() -> str:
+    """Accuracies by training and reading, at one and five shots."""
+    record = _load("experiments/results/good_embedding.json")
+    seeds = [seed["accuracy"] for seed in record["results"].values()]
+    readers = ("prototypes", "unit prototypes", "logistic regression", "transductive")
+    rows = []
+    for name in seeds[0]:
+        for shots in (1, 5):
+            row = [name, str(shots)]
+            for reader in readers:
+                label = f"{reader}, {shots}"
+                row.append(
+                    _mean_and_range([100 * seed[name][label] for seed in seeds])
+                    if label in seeds[0][name]
+                    else "-"
+                )
+            rows.append(row)
+    return _table(["trained by", "shots", *readers], rows)
+
+
+def good_embedding_bars() -> str:
+    """Differences of those, with the bounds that were expected."""
+    seeds = _load("experiments/results/good_embedding.json")["results"].values()
+    expected = {
+        "good embedding - prototypes": (5, math.inf),
+        "distilled - teacher": (-1, 1),
+        "transductive - nearest prototype": (2, math.inf),
+        "ProtoTransfer - raw pixels": (15, math.inf),
+        "meta-trained - pre-trained": (0.5, math.inf),
+        "fine-tuned - meta-trained": (-0.5, math.inf),
+        "Kendall's tau of two readers": (0.67, 1),
+    }
+    rows = []
+    for name in next(iter(seeds))["bars"]:
+        values = [seed["bars"][name] for seed in seeds]
+        mean = sum(values) / len(values)
+        low, high = expected.get(name, (None, None))
+        if low is None:
+            bound, met = "-", "-"
+        else:
+            bound = f"{low} to {high}" if high < math.inf else f"at least {low}"
+            met = "yes" if low <= mean <= high else "no"
+        rows.append([name, f"{mean:.1f}", _spread(values, "{:.1f}"), bound, met])
+    return _table(["difference", "mean", "per seed", "expected", "met by the mean"], rows)
+
+
+def few_tasks() -> str:
+    """Prototypes with and without interpolated tasks."""
+    record = _load("experiments/results/few_tasks.json")
+    rows = []
+    for count in record["config"]["base_classes"]:
+        for shots in ("1 shot", "5 shots"):
+            row = [str(count), shots]
+            for method in ("prototypes", "with MLTI"):
+                values = [
+                    100 * run[shots]
+                    for run in record["runs"]
+                    if (run["base classes"], run["method"]) == (count, method)
+                ]
+                row.append(_mean_and_range(values))
+            gain = record["gains"][f"{count} classes, {shots}"]
+            rows.append([*row, f"{gain['mean']:+.1f} ± {gain['standard error']:.1f}"])
+    return _table(["base classes", "shots", "prototypes", "with MLTI", "difference"], rows)
+
+
 BLOCKS = (
+    good_embedding,
+    good_embedding_bars,
+    few_tasks,
+    characters,
+    coordinate_networks,
     suite,
     suite_tasks,
     card_scores,
@@ -600,13 +1052,28 @@ BLOCKS = (
     imaml,
     nystrom,
     bilevel,
+    sinusoids,
+    sinusoid_bars,
+    few_shot_parity,
     diagnoses,
     faults,
+    bad_input,
+    fuzz_loaders,
     scaling,
     soak,
     symbolic_search,
     symbolic_rules,
     learned_strategies,
+    rl_navigation,
+    rl_return,
+    rl_rule,
+    short_horizon,
+    amortised_fields,
+    camel,
+    task_landscape,
+    interference,
+    preconditioned,
+    corrupted_support,
 )
 
 
@@ -642,6 +1109,10 @@ def _spread(values: list, form: str = "{:.2g}") -> str:
 
 def _interval(entry: dict) -> str:
     return f"{entry['estimate']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def _mean_and_range(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.1f} [{min(values):.1f}, {max(values):.1f}]"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

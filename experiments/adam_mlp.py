@@ -58,7 +58,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no network of tensors": {"parts": ("vector", "blend", "decay")},
     "PES for NRES": {"estimator": "pes"},
     "no rescaling": {"rescale": 1.0},
-    "training losses only": {"validated": ()},
     "validation losses only": {"validated": "all"},
     "all steps count alike": {"late_power": 0.0},
     "no weight decay": {"rule": {"weight_decay": 0.0}},

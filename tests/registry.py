@@ -34,6 +34,7 @@ from tests.algorithms.rows import ALGORITHM_ROWS
 from tests.estimators import toys
 from tests.eval.rows import EVAL_ROWS
 from tests.learned.rows import ROWS as LEARNED_ROWS
+from tests.tasks.environment_rows import ENVIRONMENT_ROWS
 from tests.tasks.rows import TASK_ROWS, images, linear_classifier, small_mlp
 
 
@@ -44,7 +45,8 @@ class Row(NamedTuple):
         label: the name of the test.
         covers: the public names that the row stands for.
         make: builds it, in the precision in force.
-        heavy: takes long to compile, and is one of several rows of its names.
+        heavy: takes long to compile, and its names have other rows or, in `algorithms`, fast tests
+            of their own.
     """
 
     label: str
@@ -59,6 +61,12 @@ def row(covers: str, make: Callable[[], Any], label: str = "", *, heavy: bool = 
     return Row(label or names[0], names, make, heavy)
 
 
+HEAVY_ALGORITHMS = """
+    camel good_embedding interference interval_maml learned_loss learned_policy_gradient loss_weights
+    maml_rl meta_curvature meta_gradient_rl meta_modulation npbml t_net warp_grad
+""".split()
+
+
 def numbered(package: str, rows) -> list[Row]:
     """Rows `(names, thunk)` of one package; a name may have several rows, a row several names."""
     return [
@@ -66,6 +74,7 @@ def numbered(package: str, rows) -> list[Row]:
             f"{package}.{names.split()[0]}-{index}",
             tuple(f"{package}.{name}" for name in names.split()),
             make,
+            heavy=names.split()[0] in HEAVY_ALGORITHMS,
         )
         for index, (names, make) in enumerate(rows)
     ]
@@ -431,10 +440,31 @@ def of_adam_program(function, *args):
     return function, (learned.Program(*(jnp.asarray(x) for x in lines)), *args)
 
 
+def scaled(theta: jax.Array | Any, *, factor: core.Scalar = 2.0) -> jax.Array:
+    """A function with annotations to check."""
+    return factor * theta
+
+
+def measurements():
+    """Differentiated by the noise."""
+
+    def labels(noise):
+        return [
+            tasks.environment_pool(
+                system, jax.random.key(0), num_environments=2, num_points=3, noise=noise
+            ).labels
+            for system in (tasks.oscillator(), tasks.point_charges())
+        ]
+
+    return labels, (jnp.array(0.1),)
+
+
 FUNCTION_ROWS = [
     row("algorithms.behaviour", lambda: of_adam_program(algorithms.behaviour)),
     row("algorithms.mutate", lambda: of_adam_program(algorithms.mutate, jax.random.key(0))),
     row("learned.train_only learned.celo_trainable", partial_updates),
+    row("core.checked", lambda: (core.checked(scaled), (theta(),))),
+    row("tasks.environment_pool tasks.oscillator tasks.point_charges", measurements),
     row("core.keep_finite", lambda: (core.keep_finite, (jnp.array(0.5), ()))),
     row(
         "data.gaussian_mixture",
@@ -442,6 +472,9 @@ FUNCTION_ROWS = [
     ),
     row("data.sample_batch", sample_batch),
     row("data.sample_windows", sample_windows),
+    row(
+        "data.random_warp", lambda: (data.random_warp, (jnp.ones((2, 4, 3, 1)), jax.random.key(0)))
+    ),
     row("data.sinusoids", lambda: draw(data.sinusoids, num_curves=3, points_per_curve=4)),
     row("data.strokes", lambda: draw(data.strokes, num_classes=2, examples_per_class=2, size=4)),
     row(
@@ -489,6 +522,7 @@ FUNCTION_ROWS = [
         lambda: (lambda values: tree.all_finite(values), ({"a": theta(), "b": jnp.arange(2)},)),
     ),
     row("tree.cast_like", lambda: (tree.cast_like, ({"a": theta()}, {"a": theta()}))),
+    row("tree.reproducible_mean", lambda: (tree.reproducible_mean, (jnp.outer(theta(), theta()),))),
     row("tree.sample_normal", lambda: (tree.sample_normal, ({"a": theta()}, jax.random.key(0)))),
     row("tree.where", lambda: (lambda x, y: tree.where(x[0] > y[0], x, y), (theta(), -theta()))),
     row(
@@ -703,6 +737,7 @@ ROWS = [
     *ESTIMATOR_ROWS,
     *OPTIMIZER_ROWS,
     *numbered("tasks", TASK_ROWS),
+    *numbered("tasks", ENVIRONMENT_ROWS),
     *numbered("algorithms", ALGORITHM_ROWS),
     *numbered("eval", EVAL_ROWS),
 ]
@@ -721,8 +756,24 @@ EXEMPT_PACKAGES = {
 # Reason: names.
 _EXEMPT = {
     "a contract, or a container that the rows of the factories carry through": """
+        tasks.BanditTask tasks.CartPoleTask tasks.Environment tasks.GridworldTask
+        tasks.NavigationTask tasks.Policy tasks.Trajectory tasks.ValueFunction
+        algorithms.ActorCritic algorithms.LPGAgent algorithms.LPGRule algorithms.LPGState
+        algorithms.LPGTargets algorithms.PolicyGradientInfo algorithms.ReturnTheta
+        algorithms.AffineParams algorithms.CamelTheta algorithms.StreamLearner
+        algorithms.AmortisedTheta algorithms.Encoded
+        tasks.SinusoidStreamTask
+        tasks.AffineSystem tasks.EnvironmentPool tasks.EnvironmentTask
+        algorithms.MAMLPlusPlusState algorithms.MAMLPlusPlusTheta algorithms.MetaSGDTheta
+        algorithms.LearnedLossTheta algorithms.LossWeightsTheta algorithms.MetaCurvatureTheta
+        algorithms.NPBMLTheta algorithms.Warped
         algorithms.Episode algorithms.FewShotScores algorithms.MetaLearner data.ClassPool
-        tasks.FewShotTask tasks.Query tasks.Support tasks.episodes
+        algorithms.Bounds algorithms.Clusters algorithms.Distilled algorithms.MixedInputs
+        algorithms.MixedTask algorithms.ModulatedTheta algorithms.Modulation
+        algorithms.RelatedTasks algorithms.Remembered
+        algorithms.Transduction tasks.Embedded tasks.LinearHead
+        tasks.FewShotTask tasks.Query tasks.Support tasks.SupportedBatch
+        tasks.CoordinateTask tasks.Overlap tasks.Reconstruction tasks.ShapeTask
         algorithms.SearchState learned.IsotropicESState learned.LearnedStrategy learned.LESSpread
         learned.LESState learned.LGAState learned.RandomSearchState learned.Strategy
         tasks.BlackBoxTask
@@ -759,6 +810,7 @@ _EXEMPT = {
         unroll.FrozenState unroll.Horizon unroll.MemoryReport unroll.MetaLossInfo unroll.Window
     """,
     "a type alias": """
+        tasks.BatchStatistics tasks.FieldNetwork
         core.Batch core.Data core.Theta
         core.MetaLoss core.OuterLoss core.Params core.Scalar core.TaskParams
         learned.Nominal learned.Preprocess
@@ -782,8 +834,8 @@ _EXEMPT = {
         train.StopRequest train.TrainResult
     """,
     "reads files or generates batches on the host": """
-        data.by_class data.digits data.stream data.tabular data.text data.tfds_dataset
-        data.tfds_stream
+        data.by_class data.digits data.photographs data.stream data.tabular data.text
+        data.tfds_class_pool data.tfds_dataset data.tfds_stream
     """,
     "compiles and loops on the host, over functions that have rows": """
         algorithms.evolve eval.compare eval.coordinate_check eval.diagnose eval.run_suite
@@ -810,7 +862,9 @@ _EXEMPT = {
         eval.as_contender eval.pretrained_contender eval.suite_baselines eval.suite_tasks
     """,
     "a hash of numbers, for names of files": "eval.theta_digest",
-    "Python numbers in, Python numbers out": "eval.log_grid unroll.as_horizon",
+    "Python numbers in, Python numbers out": """
+        algorithms.memory_ratio eval.log_grid unroll.as_horizon
+    """,
     "facts about functions, found on the host": """
         unroll.memory_report unroll.memory_table unroll.takes_value_and_grad
     """,

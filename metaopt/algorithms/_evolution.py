@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from metaopt.core import checked
 from metaopt.learned import Program, simplify, symbolic
 from metaopt.learned._programs import FIRST_WRITABLE, OPERATIONS, REGISTERS, SKIP, check
 
@@ -167,6 +168,7 @@ def fingerprint(directions: Float[np.ndarray, "..."]) -> bytes:
     return rounded.tobytes() + exponent.astype(np.int16).tobytes()
 
 
+@checked
 def evolve(
     evaluate: Callable[[Program, Any], Float[Array, ""]],
     start: Program,

@@ -27,6 +27,7 @@ from metaopt.core import (
     TaskFamily,
     TaskParams,
     Theta,
+    checked,
 )
 from metaopt.estimators._reach import check_reach
 from metaopt.estimators._shared import check_tasks, map_tasks
@@ -206,6 +207,7 @@ def episode_estimator(
     return Estimator(estimator.init, estimate)
 
 
+@checked
 def few_shot_scores(
     family: TaskFamily,
     adapt: Callable[[Theta, TaskParams, Batch, PRNGKeyArray], Params],

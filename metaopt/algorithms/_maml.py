@@ -17,10 +17,11 @@ from metaopt.algorithms._learner import (
     inner_loop,
     query_estimator,
 )
-from metaopt.core import Params, TaskFamily
+from metaopt.core import Params, TaskFamily, checked
 from metaopt.unroll import Gradient, Loop, Remat
 
 
+@checked
 def adapt(
     family: TaskFamily,
     inner_opt: optax.GradientTransformation,
@@ -63,6 +64,7 @@ def adapt(
     return lambda theta, task_params, support, key: run(theta, task_params, support, key)[0]
 
 
+@checked
 def maml(
     family: TaskFamily,
     inner_opt: optax.GradientTransformation,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metaopt.core import Params, StepInfo, System, TaskFamily, TaskParams
+from metaopt.core import Params, StepInfo, System, TaskFamily, TaskParams, checked
 from metaopt.learned import LearnedStrategy
 
 
@@ -35,6 +35,7 @@ class SearchState(NamedTuple):
     best_loss: Float[Array, ""]
 
 
+@checked
 def search(family: TaskFamily, learned: LearnedStrategy) -> System:
     """The search for the minimum of a task from `family`; `theta` is the strategy's.
 

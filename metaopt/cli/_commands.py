@@ -38,11 +38,15 @@ def train_run(
     tensorboard: bool,
     evaluate: bool,
     distributed: bool = False,
+    params_devices: int = 1,
     profile: pathlib.Path | None = None,
 ) -> None:
     """Meta-trains, or goes on with a run of the same settings, then compares with baselines."""
     if distributed:
         train.initialize_distributed()
+    place = lambda state: state  # noqa: E731
+    if jax.device_count() > 1 or params_devices > 1:
+        place = train.task_sharding(params_devices=params_devices)
     run = _build(settings)
     is_first = jax.process_index() == 0
     content = stored(settings, out)
@@ -67,7 +71,7 @@ def train_run(
             checkpoint_every=settings.checkpoint_every,
             tensorboard=tensorboard,
             profile=profile if is_first else None,
-            place=train.task_sharding() if jax.device_count() > 1 else lambda state: state,
+            place=place,
             on_report=display.report,
         )
     if distributed:  # The others need not wait for the evaluation.
@@ -149,6 +153,7 @@ def resume_run(
     tensorboard: bool,
     evaluate: bool,
     distributed: bool = False,
+    params_devices: int = 1,
     profile: pathlib.Path | None = None,
 ) -> None:
     """Goes on with a run, or a curriculum of runs, from its last checkpoint."""
@@ -156,6 +161,7 @@ def resume_run(
         "tensorboard": tensorboard,
         "evaluate": evaluate,
         "distributed": distributed,
+        "params_devices": params_devices,
         "profile": profile,
     }
     if phases := read_phases(out):

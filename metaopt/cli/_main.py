@@ -1,4 +1,4 @@
-"""The command line: `metaopt train | resume | eval | diagnose | status | plot | list | doctor`."""
+"""The command line: `metaopt train | resume | eval | diagnose | status | plot | list | ...`."""
 
 import dataclasses
 import pathlib
@@ -15,11 +15,15 @@ COMMANDS = {
     "status": "where a run stands, from its files alone",
     "plot": "meta-loss and probes of runs, drawn over one another",
     "list": "names of tasks, optimizers, estimators and presets",
+    "experiments": "the scripts behind published claims: list them, run one",
     "doctor": "check versions, devices and numerics of this machine",
 }
 _USAGE = "usage: metaopt COMMAND [--help]\n\n" + "\n".join(
-    f"  {name:10}{text}" for name, text in COMMANDS.items()
+    f"  {name:13}{text}" for name, text in COMMANDS.items()
 )
+
+_EXPERIMENTS_USAGE = """usage: metaopt experiments list [--folder FOLDER] [--json]
+       metaopt experiments run [--folder FOLDER] NAME [OPTIONS OF THE SCRIPT]"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             "status": _status,
             "plot": _plot,
             "list": _list,
+            "experiments": _experiments,
             "doctor": _doctor,
         }[command](rest)
     except Interrupted as stop:
@@ -97,6 +102,8 @@ def _train(words: list[str]) -> int:
         """Compare with tuned baselines at the end."""
         distributed: bool = False
         """One run of several processes, each started with this command (see BUILD.md)."""
+        params_devices: int = 1
+        """Devices that share the large arrays of one task, for inner models too large for one."""
         profile: pathlib.Path | None = None
         """Where to write a profile of three outer steps, for TensorBoard."""
 
@@ -114,7 +121,7 @@ def _train(words: list[str]) -> int:
     command = commands[0]
     options = {
         option: getattr(command, option)
-        for option in ("tensorboard", "evaluate", "distributed", "profile")
+        for option in ("tensorboard", "evaluate", "distributed", "params_devices", "profile")
     }
     if len(phases) == 1:
         train_run(phases[0].settings, command.out, **options)
@@ -146,6 +153,7 @@ def _resume(words: list[str]) -> int:
         tensorboard: bool = False,
         evaluate: bool = True,
         distributed: bool = False,
+        params_devices: int = 1,
         profile: pathlib.Path | None = None,
     ) -> None:
         """Go on with a run that was stopped, from its last checkpoint.
@@ -156,6 +164,7 @@ def _resume(words: list[str]) -> int:
             evaluate: compare with tuned baselines at the end.
             distributed: one run of several processes, each started with this command; they may
                 be more or fewer than before.
+            params_devices: devices that share the large arrays of one task.
             profile: where to write a profile of three outer steps, for TensorBoard.
         """
         resume_run(
@@ -163,6 +172,7 @@ def _resume(words: list[str]) -> int:
             tensorboard=tensorboard,
             evaluate=evaluate,
             distributed=distributed,
+            params_devices=params_devices,
             profile=profile,
         )
 
@@ -317,6 +327,40 @@ def _list(words: list[str]) -> int:
     if words:
         raise ValueError(f"takes no arguments, got {' '.join(words)}.")
     list_names()
+    return 0
+
+
+def _experiments(words: list[str]) -> int:
+    import tyro
+
+    from metaopt.cli._experiments import list_experiments, run_experiment
+    from metaopt.cli._settings import known
+
+    # What follows the name of a script is the script's, `--help` included.
+    first = words[0] if words else "list"
+    if first in ("-h", "--help"):
+        print(_EXPERIMENTS_USAGE)
+        return 0
+    if known("action", first, ("list", "run")) == "run":
+        rest, folder = words[1:], None
+        if rest and rest[0].partition("=")[0] == "--folder":
+            _, _, value = rest[0].partition("=")
+            value, rest = (value, rest[1:]) if value else ("".join(rest[1:2]), rest[2:])
+            folder = pathlib.Path(value)
+        if not rest:
+            raise ValueError("run needs a name; see metaopt experiments list.")
+        return run_experiment(rest[0], rest[1:], folder=folder)
+
+    def show(*, folder: pathlib.Path | None = None, json: bool = False) -> None:
+        """List the experiments of a checkout: what each shows, how long it takes, its results.
+
+        Args:
+            folder: where the scripts are; `experiments` of the checkout if not given.
+            json: print JSON instead of a table.
+        """
+        list_experiments(folder, as_json=json)
+
+    tyro.cli(show, args=words[1:], prog="metaopt experiments list")
     return 0
 
 

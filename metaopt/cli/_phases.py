@@ -11,6 +11,7 @@ on bit for bit:
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from metaopt import train
@@ -59,10 +60,19 @@ def read_phases(out: pathlib.Path) -> list[Phase]:
     Raises:
         ValueError: if they are of another version.
     """
-    return [
-        Phase(phase["name"], from_dict(phase["settings"]))
-        for phase in _content(out).get("phases", [])
-    ]
+    phases = _content(out).get("phases", [])
+    try:
+        read = [Phase(phase["name"], from_dict(phase["settings"])) for phase in phases]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{out / 'settings.json'} holds damaged phases ({error!r}).") from error
+    for phase in read:
+        # Names become folders, and a file from elsewhere may hold any.
+        if not re.fullmatch(r"[\w-]+", str(phase.name)):
+            raise ValueError(
+                f"{out / 'settings.json'} has a phase of the name {phase.name!r}; letters, digits, "
+                "- and _ are allowed."
+            )
+    return read
 
 
 def run_folders(out: pathlib.Path) -> list[pathlib.Path]:

@@ -8,6 +8,7 @@ from metaopt.core._adapters import (
     bilevel_training,
     training,
 )
+from metaopt.core._checked import checked
 from metaopt.core._contracts import (
     Batch,
     BilevelProblem,
@@ -53,6 +54,7 @@ __all__ = [
     "TrainingState",
     "adaptation",
     "bilevel_training",
+    "checked",
     "keep_finite",
     "minibatched",
     "training",

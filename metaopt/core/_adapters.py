@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from metaopt.core._checked import checked
 from metaopt.core._contracts import (
     BilevelProblem,
     LearnedOptimizer,
@@ -49,6 +50,7 @@ class BilevelState(NamedTuple):
     opt_state: Any
 
 
+@checked
 def training(
     family: TaskFamily, learned: LearnedOptimizer, *, outer_loss: OuterLoss = "train"
 ) -> System:
@@ -77,6 +79,7 @@ def training(
     )
 
 
+@checked
 def adaptation(
     family: TaskFamily,
     inner_opt: optax.GradientTransformation,
@@ -164,6 +167,7 @@ def _require_split(name):
     return split
 
 
+@checked
 def bilevel_training(problem: BilevelProblem, inner_opt: optax.GradientTransformation) -> System:
     """The minimisation of a bilevel problem's inner loss; each step reports the outer loss.
 

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from metaopt.core._checked import checked
 from metaopt.core._contracts import BilevelProblem, Data, Split
 
 
+@checked
 def minibatched(problem: BilevelProblem, *, batch_size: int) -> BilevelProblem:
     """Evaluates each loss on rows drawn uniformly and with replacement.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metaopt.data._check import at_least_one
+from metaopt.data._class_pool import ClassPool, by_class
 from metaopt.data._pool import Dataset, Pool, split_pool
 from metaopt.data._stream import Stream, stream
 
@@ -124,6 +125,38 @@ def tfds_dataset(
     train_pool, validation_pool = split_pool(_read_all(train), sizes, seed=seed)
     (test_pool,) = split_pool(_read_all(test), (test.num_examples,), seed=seed)
     return Dataset(train_pool, validation_pool, test_pool, train.num_classes)
+
+
+def tfds_class_pool(
+    name: str,
+    *,
+    split: str = "train",
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    grayscale: bool = False,
+) -> ClassPool:
+    """Loads a split of a TFDS image classification set with one row of examples per class.
+
+    The splits of Omniglot share no characters: "train" holds the base classes and "test" the novel
+    ones; both are ink at 0 on paper at 1.
+
+    Args:
+        name: as in `tfds_stream`; "omniglot" is the usual one.
+        split: as in `tfds_stream`.
+        data_dir: as in `tfds_stream`.
+        image_size: as in `tfds_stream`; 28 is usual for Omniglot.
+        grayscale: as in `tfds_stream`.
+
+    Returns:
+        A pool on the device, float32 in [0, 1]; see `by_class`.
+
+    Raises:
+        ImportError: as in `tfds_stream`.
+        FileNotFoundError: as in `tfds_stream`.
+        ValueError: as in `tfds_stream`.
+    """
+    source = _open("tfds_class_pool", name, split, data_dir, image_size, grayscale)
+    return by_class(_read_all(source))
 
 
 def _read_all(source: _Source) -> Pool:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -27,6 +27,7 @@ from metaopt.estimators._bilevel import (
     outer_gradients,
     replay,
 )
+from metaopt.estimators._checked import checked_estimator
 
 
 class AmIGOState(NamedTuple):
@@ -43,6 +44,7 @@ class AmIGOState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def amigo(
     problem: BilevelProblem,
     *,
@@ -78,7 +80,7 @@ def amigo(
 
     def init(theta, data, key):
         del data
-        params, count = begin("amigo", problem, theta, key)
+        params, count = begin(problem, key)
         return AmIGOState(params, jax.tree.map(jnp.zeros_like, params), count)
 
     def solve(params, theta, u, target, data, key, step):
@@ -110,4 +112,4 @@ def amigo(
             inner_steps=num_steps,
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("amigo", init, estimate)

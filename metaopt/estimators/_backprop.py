@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from metaopt import tree
-from metaopt.core import Estimator, MetaLoss, System
+from metaopt.core import Estimator, MetaLoss, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._reach import check_reach
 from metaopt.estimators._shared import (
     as_episode_loss,
     average,
     check_tasks,
-    check_theta,
     map_tasks,
 )
 from metaopt.unroll import Gradient, Horizon, Loop, Objective, Remat, as_horizon, sample_length
 
 
+@checked
 def backprop(
     problem: System | MetaLoss,
     *,
@@ -75,7 +76,6 @@ def backprop(
 
     def init(theta, data, key):
         del data, key
-        check_theta("backprop", theta)
         return ()
 
     def one_task(theta, data, key, length):
@@ -87,7 +87,6 @@ def backprop(
         return grad, loss, finite, info.frozen, jnp.zeros(())
 
     def estimate(theta, state, data, key):
-        check_theta("backprop", theta)
         key_length, key_tasks = jax.random.split(key)
         length = None if lengths is None else sample_length(lengths, key_length)
         if gradient == "first_order":
@@ -103,4 +102,4 @@ def backprop(
         steps = 0 if length is None else num_tasks * length
         return average(theta, *outputs, inner_steps=steps, second_order=second_order), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("backprop", init, estimate)

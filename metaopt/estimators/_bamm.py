@@ -12,11 +12,13 @@ Differs from the paper: the steps of z and u are constant by default.
 
 import jax
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Scalar, checked
 from metaopt.estimators._bilevel import check_fraction, decayed
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._soba import soba
 
 
+@checked
 def bamm(
     problem: BilevelProblem,
     *,
@@ -69,7 +71,7 @@ def bamm(
         info = estimate.info._replace(oracles=oracles, aux={"average": weight})
         return estimate._replace(info=info), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("bamm", init, estimate)
 
 
 def _averaged(problem: BilevelProblem) -> BilevelProblem:

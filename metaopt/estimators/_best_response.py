@@ -22,8 +22,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from metaopt import tree
-from metaopt.core import BilevelProblem, Estimate, EstimateInfo, Estimator, Oracles, Scalar
-from metaopt.estimators._shared import check_count, check_positive, check_theta, perturbation
+from metaopt.core import BilevelProblem, Estimate, EstimateInfo, Estimator, Oracles, Scalar, checked
+from metaopt.estimators._checked import checked_estimator
+from metaopt.estimators._shared import check_count, check_positive, perturbation
 
 
 class Response(NamedTuple):
@@ -61,6 +62,7 @@ def respond(response: Response, displacement: Float[Array, "m"]) -> PyTree:
     return jax.tree.map(one, response.offset, response.slope)
 
 
+@checked
 def best_response(
     problem: BilevelProblem,
     inner_opt: optax.GradientTransformation,
@@ -94,7 +96,6 @@ def best_response(
 
     def init(theta, data, key):
         del data
-        check_theta(name, theta)
         params = problem.init(key)
         size = ravel_pytree(theta)[0].size
         slope = jax.tree.map(lambda x: jnp.zeros((*x.shape, size), x.dtype), params)
@@ -114,7 +115,6 @@ def best_response(
         return cast(Response, optax.apply_updates(response, updates)), opt_state
 
     def estimate(theta, state, data, key):
-        check_theta(name, theta)
         key_fit, key_outer = jax.random.split(key)
         moved = ravel_pytree(theta)[0] - ravel_pytree(state.centre)[0]
         response = state.response._replace(offset=respond(state.response, moved))
@@ -145,4 +145,4 @@ def best_response(
         )
         return Estimate(grad, loss, info), tree.where(finite, new, state)
 
-    return Estimator(init, estimate)
+    return checked_estimator("best_response", init, estimate)

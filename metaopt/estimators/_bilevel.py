@@ -29,7 +29,7 @@ from metaopt.core import (
     Scalar,
     Split,
 )
-from metaopt.estimators._shared import check_count, check_positive, check_theta
+from metaopt.estimators._shared import check_count, check_positive
 
 Data = Any
 Theta = Any
@@ -39,9 +39,8 @@ Count = int | Int[Array, ""]
 # Points, steps and keys -----------------------------------------------------------------------
 
 
-def begin(name: str, problem: BilevelProblem, theta: Theta, key: PRNGKeyArray) -> tuple:
-    """Initial `params` and count; raises for a theta that cannot be differentiated."""
-    check_theta(name, theta)
+def begin(problem: BilevelProblem, key: PRNGKeyArray) -> tuple:
+    """Initial `params` and count."""
     return strong(problem.init(key)), jnp.zeros((), jnp.int32)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt import tree
-from metaopt.core import BilevelProblem, Estimator, Oracles, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -26,11 +26,13 @@ from metaopt.estimators._bilevel import (
     outer_gradients,
     value_gap,
 )
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._hypergradient import DoubleLoopState
 
 Barrier = Literal["gradient", "value"]
 
 
+@checked
 def bome(
     problem: BilevelProblem,
     *,
@@ -67,7 +69,7 @@ def bome(
 
     def init(theta, data, key):
         del data
-        return DoubleLoopState(*begin("bome", problem, theta, key))
+        return DoubleLoopState(*begin(problem, key))
 
     def estimate(theta, state, data, key):
         key_inner, key_gap, key_outer = jax.random.split(key, 3)
@@ -96,4 +98,4 @@ def bome(
             aux={"penalty": weight, "gap": gap},
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("bome", init, estimate)

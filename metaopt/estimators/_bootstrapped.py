@@ -20,8 +20,9 @@ import optax
 from jaxtyping import Array, Float
 
 from metaopt import tree
-from metaopt.core import Estimator, StepInfo, System
-from metaopt.estimators._shared import average, check_count, check_tasks, check_theta, map_tasks
+from metaopt.core import Estimator, StepInfo, System, checked
+from metaopt.estimators._checked import checked_estimator
+from metaopt.estimators._shared import average, check_count, check_tasks, map_tasks
 from metaopt.unroll import Episode, Horizon, Remat, episodes, freeze_diverged, unroll
 
 
@@ -52,6 +53,7 @@ def squared_distance(state: Any, target_state: Any) -> Float[Array, ""]:
     return 0.5 * optax.tree.norm(difference, squared=True)
 
 
+@checked
 def bootstrapped(
     system: System,
     *,
@@ -101,7 +103,6 @@ def bootstrapped(
     target_of = _target(system, bootstrap, last_step)
 
     def init(theta, data, key):
-        check_theta(name, theta)
         begin = jax.vmap(run.begin, in_axes=(None, None, 0))
         return BootstrappedState(begin(theta, data, jax.random.split(key, num_tasks)))
 
@@ -135,7 +136,7 @@ def bootstrapped(
         )
         return _count_target(result, num_tasks * bootstrap), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("bootstrapped", init, estimate)
 
 
 def _target(system, bootstrap, last_step):

@@ -8,11 +8,12 @@ outer step should. The inner loop follows the outer step there; here it opens th
 which is the same sequence after the first outer step.
 """
 
-from metaopt.core import BilevelProblem, Estimator, Scalar
+from metaopt.core import BilevelProblem, Estimator, Scalar, checked
 from metaopt.estimators._bilevel import check_settings
 from metaopt.estimators._hypergradient import double_loop, random_neumann
 
 
+@checked
 def bsa(
     problem: BilevelProblem,
     *,

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from metaopt.core import Estimator, MetaLoss, Scalar, System
+from metaopt.core import Estimator, MetaLoss, Scalar, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._shared import (
     antithetic,
     as_episode_loss,
     average,
     check_positive,
     check_tasks,
-    check_theta,
     finite_or_zero,
     map_tasks,
     perturbation,
@@ -48,6 +48,7 @@ class CombinedInfo(NamedTuple):
     backprop_weight: Float[Array, ""]
 
 
+@checked
 def combined(
     problem: System | MetaLoss,
     *,
@@ -100,7 +101,6 @@ def combined(
 
     def init(theta, data, key):
         del data, key
-        check_theta("combined", theta)
         return ()
 
     def one_task(theta, data, key, length):
@@ -117,7 +117,6 @@ def combined(
         return by_slopes, by_values, outputs
 
     def estimate(theta, state, data, key):
-        check_theta("combined", theta)
         key_length, key_tasks = jax.random.split(key)
         length = None if lengths is None else sample_length(lengths, key_length)
         by_slopes, by_values, outputs = map_tasks(
@@ -135,7 +134,7 @@ def combined(
         result = average(theta, grads, *outputs, inner_steps=steps, second_order=True, aux=info)
         return result, state
 
-    return Estimator(init, estimate)
+    return checked_estimator("combined", init, estimate)
 
 
 def _weights(by_slopes, by_values, weights: CombinedWeights) -> Float[Array, "tasks ..."]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -25,6 +25,7 @@ from metaopt.estimators._bilevel import (
     optimise,
     outer_gradients,
 )
+from metaopt.estimators._checked import checked_estimator
 
 
 class DARTSState(NamedTuple):
@@ -41,6 +42,7 @@ class DARTSState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def darts(
     problem: BilevelProblem,
     *,
@@ -74,7 +76,7 @@ def darts(
 
     def init(theta, data, key):
         del data
-        params, count = begin("darts", problem, theta, key)
+        params, count = begin(problem, key)
         return DARTSState(params, opt.init(params), count)
 
     def estimate(theta, state, data, key):
@@ -104,4 +106,4 @@ def darts(
             inner_steps=num_steps,
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("darts", init, estimate)

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import Estimator, MetaLoss, Scalar, System
+from metaopt.core import Estimator, MetaLoss, Scalar, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._shared import (
     antithetic,
     as_episode_loss,
     average,
     check_positive,
     check_tasks,
-    check_theta,
     finite_or_zero,
     map_tasks,
     perturbation,
@@ -26,6 +26,7 @@ from metaopt.estimators._transforms import check_transforms, transform_all, tran
 from metaopt.unroll import Horizon, Objective, as_horizon, sample_length
 
 
+@checked
 def es(
     problem: System | MetaLoss,
     *,
@@ -72,7 +73,6 @@ def es(
 
     def init(theta, data, key):
         del data, key
-        check_theta("es", theta)
         return ()
 
     def one_task(theta, data, key, length):
@@ -87,7 +87,6 @@ def es(
         return grad, losses, finite, info.frozen, jnp.abs(slope)
 
     def estimate(theta, state, data, key):
-        check_theta("es", theta)
         key_length, key_tasks = jax.random.split(key)
         length = None if lengths is None else sample_length(lengths, key_length)
         outputs = map_tasks(
@@ -101,7 +100,7 @@ def es(
         outputs = transform_all(outputs, ranks)
         return average(theta, *outputs, inner_steps=steps), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("es", init, estimate)
 
 
 def _transform(difference, clip, sign, ranks=None):

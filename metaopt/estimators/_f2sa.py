@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -32,6 +32,7 @@ from metaopt.estimators._bilevel import (
     outer_gradients,
     replay,
 )
+from metaopt.estimators._checked import checked_estimator
 
 
 class F2SAState(NamedTuple):
@@ -48,6 +49,7 @@ class F2SAState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def f2sa(
     problem: BilevelProblem,
     *,
@@ -81,7 +83,7 @@ def f2sa(
 
     def init(theta, data, key):
         del data
-        params, count = begin("f2sa", problem, theta, key)
+        params, count = begin(problem, key)
         return F2SAState(params, params, count)
 
     def rounds(theta, state, data, key, step, weight):
@@ -121,4 +123,4 @@ def f2sa(
             aux={"penalty": weight, "penalised_step": step / (1 + weight)},
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("f2sa", init, estimate)

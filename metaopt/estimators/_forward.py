@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from metaopt import tree
-from metaopt.core import Estimator, MetaLoss, System
+from metaopt.core import Estimator, MetaLoss, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._columns import (
     Directions,
     basis,
@@ -40,7 +41,6 @@ from metaopt.estimators._shared import (
     average,
     check_count,
     check_tasks,
-    check_theta,
     map_tasks,
 )
 from metaopt.unroll import Episode, Horizon, Objective, as_horizon, episodes, sample_length
@@ -83,6 +83,7 @@ class _Columns(NamedTuple):
         return num_coordinates(theta) if self.num_directions is None else self.num_directions
 
 
+@checked
 def forward(
     problem: System | MetaLoss,
     *,
@@ -151,7 +152,6 @@ def _whole(problem, columns, tasks, horizon, objective) -> Estimator:
 
     def init(theta, data, key):
         del data, key
-        check_theta("forward", theta)
         return ()
 
     def one_task(theta, data, key, length):
@@ -172,7 +172,6 @@ def _whole(problem, columns, tasks, horizon, objective) -> Estimator:
         return _guarded(columns.gradient(slopes, vectors), losses[0], frozen[0])
 
     def estimate(theta, state, data, key):
-        check_theta("forward", theta)
         key_length, key_tasks = jax.random.split(key)
         length = None if lengths is None else sample_length(lengths, key_length)
         outputs = map_tasks(
@@ -182,15 +181,13 @@ def _whole(problem, columns, tasks, horizon, objective) -> Estimator:
         result = average(theta, *outputs, inner_steps=steps)
         return _count_products(result, columns.count(theta)), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("forward", init, estimate)
 
 
 def _online(run, columns, tasks, truncation) -> Estimator:
     """Windows, with the sensitivities of their first states."""
 
     def init(theta, data, key):
-        check_theta("forward", theta)
-
         def one_task(key):
             key_columns, key_start = jax.random.split(key)
             vectors, again = columns.draw(theta, key_columns), _reusable(key_start)
@@ -240,7 +237,7 @@ def _online(run, columns, tasks, truncation) -> Estimator:
         result = average(theta, *outputs, inner_steps=tasks["num_tasks"] * truncation)
         return _count_products(result, columns.count(theta)), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("forward", init, estimate)
 
 
 def _split(episode):

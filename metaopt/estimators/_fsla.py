@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_fraction,
@@ -28,6 +28,7 @@ from metaopt.estimators._bilevel import (
     outer_gradients,
     strong,
 )
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._hypergradient import momentum_weight, recursive_momentum
 
 
@@ -49,6 +50,7 @@ class FSLAState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def fsla(
     problem: BilevelProblem,
     *,
@@ -84,7 +86,7 @@ def fsla(
 
     def init(theta, data, key):
         del data
-        params, count = begin("fsla", problem, theta, key)
+        params, count = begin(problem, key)
         theta = strong(theta)
         u, direction = jax.tree.map(jnp.zeros_like, (params, theta))
         return FSLAState(params, u, theta, direction, count)
@@ -124,4 +126,4 @@ def fsla(
             aux={"momentum": weight},
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("fsla", init, estimate)

@@ -20,14 +20,14 @@ import optax
 from jaxtyping import PyTree
 
 from metaopt import tree
-from metaopt.core import Estimator, Scalar, System
+from metaopt.core import Estimator, Scalar, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._shared import (
     antithetic,
     average,
     check_count,
     check_positive,
     check_tasks,
-    check_theta,
     finite_or_zero,
     map_tasks,
     perturbation,
@@ -49,6 +49,7 @@ class GPESState(NamedTuple):
     noise: PyTree
 
 
+@checked
 def gpes(
     system: System,
     *,
@@ -86,8 +87,6 @@ def gpes(
     """
     check_positive("gpes", sigma=sigma)
     check_tasks("gpes", num_tasks, tasks_at_once)
-    if horizon is None:
-        raise ValueError("gpes: horizon=None, but a trajectory needs an end; give its steps.")
     as_horizon(horizon, name="gpes", multiple_of=truncation)
     share = truncation if share is None else share
     check_count("gpes", share=share)
@@ -102,8 +101,6 @@ def gpes(
     run = episodes(system, truncation=block, horizon=horizon, stagger=stagger, name="gpes")
 
     def init(theta, data, key):
-        check_theta("gpes", theta)
-
         def one_task(key):
             key_start, key_eps = jax.random.split(key)
             start = run.begin(theta, data, key_start)
@@ -161,4 +158,4 @@ def gpes(
         )
         return average(theta, *outputs, inner_steps=2 * num_tasks * truncation), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("gpes", init, estimate)

@@ -29,6 +29,7 @@ from metaopt.estimators._bilevel import (
     outer_gradients,
     replay,
 )
+from metaopt.estimators._checked import checked_estimator
 
 
 class DoubleLoopState(NamedTuple):
@@ -167,7 +168,7 @@ def double_loop(
 
     def init(theta, data, key):
         del data
-        return DoubleLoopState(*begin(name, problem, theta, key))
+        return DoubleLoopState(*begin(problem, key))
 
     def estimate(theta, state, data, key):
         key_inner, key_outer, key_system, key_cross = jax.random.split(key, 4)
@@ -190,4 +191,4 @@ def double_loop(
             inner_steps=num_steps,
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator(name, init, estimate)

@@ -18,12 +18,12 @@ import optax
 from jaxtyping import Array, Float
 
 from metaopt import tree
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._shared import (
     average,
     check_count,
     check_tasks,
-    check_theta,
     map_tasks,
 )
 from metaopt.implicit import LinearSolver, Status, Structure, cg, hypergradient, seeded
@@ -62,6 +62,7 @@ class ImplicitInfo(NamedTuple):
     unsolved: Float[Array, ""]
 
 
+@checked
 def implicit(
     problem: BilevelProblem,
     *,
@@ -153,7 +154,6 @@ def make_implicit(
         return ImplicitState(params, inner_opt.init(params), jax.tree.map(jnp.zeros_like, params))
 
     def init(theta, data, key):
-        check_theta(name, theta)
         return jax.vmap(lambda key: begin(theta, data, key))(jax.random.split(key, num_tasks))
 
     def train(theta, state, data, key):
@@ -198,8 +198,6 @@ def make_implicit(
         return tree.where(tree.all_finite(state.params), state, fresh)
 
     def estimate(theta, state, data, key):
-        check_theta(name, theta)
-
         def one(state, key):
             key_begin, key_task = jax.random.split(key)
             return one_task(theta, next_start(theta, state, data, key_begin), data, key_task)
@@ -226,7 +224,7 @@ def make_implicit(
         )
         return estimate._replace(info=estimate.info._replace(oracles=oracles)), state
 
-    return Estimator(init, estimate)
+    return checked_estimator(name, init, estimate)
 
 
 class TaskKeys(NamedTuple):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_fraction,
@@ -25,6 +25,7 @@ from metaopt.estimators._bilevel import (
     finish,
     strong,
 )
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._hypergradient import (
     Inverse,
     both_directions,
@@ -52,6 +53,7 @@ class MomentumState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def mrbo(
     problem: BilevelProblem,
     *,
@@ -112,7 +114,7 @@ def momentum_estimator(
 
     def init(theta, data, key):
         del data
-        params, count = begin(name, problem, theta, key)
+        params, count = begin(problem, key)
         theta = strong(theta)
         zeros = jax.tree.map(jnp.zeros_like, (params, theta))
         return MomentumState(params, params, theta, zeros, count)
@@ -139,4 +141,4 @@ def momentum_estimator(
             aux={"momentum": weight},
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("momentum_estimator", init, estimate)

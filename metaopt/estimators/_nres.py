@@ -18,13 +18,13 @@ import optax
 from jaxtyping import PyTree
 
 from metaopt import tree
-from metaopt.core import Estimator, Scalar, System
+from metaopt.core import Estimator, Scalar, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._shared import (
     antithetic,
     average,
     check_positive,
     check_tasks,
-    check_theta,
     finite_or_zero,
     map_tasks,
     perturbation,
@@ -45,6 +45,7 @@ class NRESState(NamedTuple):
     eps: PyTree
 
 
+@checked
 def nres(
     system: System,
     *,
@@ -86,13 +87,9 @@ def nres(
     check_positive("nres", sigma=sigma)
     check_transforms("nres", sign, ranks)
     check_tasks("nres", num_tasks, tasks_at_once)
-    if horizon is None:
-        raise ValueError("nres: horizon=None, but a trajectory needs an end; give its steps.")
     run = episodes(system, truncation=truncation, horizon=horizon, stagger=stagger, name="nres")
 
     def init(theta, data, key):
-        check_theta("nres", theta)
-
         def one_task(key):
             key_start, key_eps = jax.random.split(key)
             return run.begin(theta, data, key_start), perturbation(theta, sigma, key_eps)
@@ -127,4 +124,4 @@ def nres(
         outputs = transform_all(outputs, ranks)
         return average(theta, *outputs, inner_steps=2 * num_tasks * truncation), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("nres", init, estimate)

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import optax
 
-from metaopt.core import BilevelProblem, Estimator, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Params, Scalar, checked
 from metaopt.estimators._implicit import Draws, make_implicit
 from metaopt.estimators._shared import check_positive
 from metaopt.implicit import identity
 
 
+@checked
 def one_step(
     problem: BilevelProblem,
     *,

@@ -16,7 +16,7 @@ import jax
 import optax
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -28,6 +28,7 @@ from metaopt.estimators._bilevel import (
     outer_gradients,
     value_gap,
 )
+from metaopt.estimators._checked import checked_estimator
 
 Gap = Literal["value", "gradient"]
 
@@ -46,6 +47,7 @@ class PBGDState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def pbgd(
     problem: BilevelProblem,
     *,
@@ -88,7 +90,7 @@ def pbgd(
 
     def init(theta, data, key):
         del data
-        params, count = begin("pbgd", problem, theta, key)
+        params, count = begin(problem, key)
         return PBGDState(params, params, count)
 
     def penalty_gradient(params, theta, state, data, key):
@@ -126,4 +128,4 @@ def pbgd(
             aux={"penalty": weight},
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("pbgd", init, estimate)

@@ -23,13 +23,13 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from metaopt import tree
-from metaopt.core import Estimator, Scalar, System
+from metaopt.core import Estimator, Scalar, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._shared import (
     antithetic,
     average,
     check_positive,
     check_tasks,
-    check_theta,
     finite_or_zero,
     map_tasks,
     perturbation,
@@ -52,6 +52,7 @@ class PESState(NamedTuple):
     noise: PyTree
 
 
+@checked
 def pes(
     system: System,
     *,
@@ -103,7 +104,6 @@ def pes(
     run = episodes(system, truncation=truncation, horizon=horizon, stagger=stagger, name="pes")
 
     def init(theta, data, key):
-        check_theta("pes", theta)
         keys = jax.random.split(key, num_tasks)
         start = jax.vmap(run.begin, in_axes=(None, None, 0))(theta, data, keys)
         arms = jax.tree.map(lambda x: jnp.stack([x, x], axis=1), start)
@@ -140,7 +140,7 @@ def pes(
         outputs = transform_all(outputs, ranks)
         return average(theta, *outputs, inner_steps=2 * num_tasks * truncation), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("pes", init, estimate)
 
 
 def window_weights(

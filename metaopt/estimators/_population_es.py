@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metaopt.core import Estimator, MetaLoss, Scalar, System
+from metaopt.core import Estimator, MetaLoss, Scalar, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._shared import (
     antithetic,
     as_episode_loss,
     average,
     check_count,
     check_positive,
-    check_theta,
     perturbation,
 )
 from metaopt.unroll import Horizon, Objective, as_horizon, sample_length
@@ -34,6 +34,7 @@ Shaping = Literal["z_score", "ranks", "none"]
 Pooling = Literal["mean", "median"]
 
 
+@checked
 def population_es(
     problem: System | MetaLoss,
     *,
@@ -86,11 +87,9 @@ def population_es(
 
     def init(theta, data, key):
         del data, key
-        check_theta("population_es", theta)
         return ()
 
     def estimate(theta, state, data, key):
-        check_theta("population_es", theta)
         key_length, key_eps, key_tasks = jax.random.split(key, 3)
         length = None if lengths is None else sample_length(lengths, key_length)
         eps = jax.vmap(lambda key: perturbation(theta, sigma, key))(
@@ -116,7 +115,7 @@ def population_es(
         steps = 0 if length is None else 2 * num_pairs * num_tasks * length
         return average(theta, grads, loss, finite, info.frozen, spread, inner_steps=steps), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("population_es", init, estimate)
 
 
 def shaped(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt import tree
-from metaopt.core import BilevelProblem, Estimator, Oracles, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -21,9 +21,11 @@ from metaopt.estimators._bilevel import (
     inner_descent,
     outer_gradients,
 )
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._hypergradient import DoubleLoopState
 
 
+@checked
 def pzobo(
     problem: BilevelProblem,
     *,
@@ -56,7 +58,7 @@ def pzobo(
 
     def init(theta, data, key):
         del data
-        return DoubleLoopState(*begin("pzobo", problem, theta, key))
+        return DoubleLoopState(*begin(problem, key))
 
     def estimate(theta, state, data, key):
         key_inner, key_outer, key_directions = jax.random.split(key, 3)
@@ -86,4 +88,4 @@ def pzobo(
             inner_steps=num_steps,
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("pzobo", init, estimate)

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Int
 
 from metaopt import tree
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -29,6 +29,7 @@ from metaopt.estimators._bilevel import (
     report,
     take_batch,
 )
+from metaopt.estimators._checked import checked_estimator
 
 
 class GradientTable(NamedTuple):
@@ -61,6 +62,7 @@ class SABAState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def saba(
     problem: BilevelProblem,
     *,
@@ -111,7 +113,7 @@ def saba(
     def init(theta, data, key):
         key_params, key_inner, key_outer = jax.random.split(key, 3)
         rows, columns = num_batches("saba", data, inner=batch_size, outer=outer_size)
-        params, count = begin("saba", problem, theta, key_params)
+        params, count = begin(problem, key_params)
         u = jax.tree.map(jnp.zeros_like, params)
         inner = _table(
             lambda index, key: inner_values(params, theta, u, data, index, key),
@@ -152,7 +154,7 @@ def saba(
         oracles = Oracles(1, 1, 1, 1)
         return report(theta, direction, loss, oracles, finite, inner_steps=1), new
 
-    return Estimator(init, estimate)
+    return checked_estimator("saba", init, estimate)
 
 
 def _table(values, batches, key, warm) -> GradientTable:

@@ -19,7 +19,7 @@ import jax
 import optax
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -29,6 +29,7 @@ from metaopt.estimators._bilevel import (
     optimise,
     outer_gradients,
 )
+from metaopt.estimators._checked import checked_estimator
 
 Mixed = Literal["exact", "finite_difference"]
 
@@ -47,6 +48,7 @@ class SAMAState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def sama(
     problem: BilevelProblem,
     inner_opt: optax.GradientTransformation,
@@ -80,7 +82,7 @@ def sama(
 
     def init(theta, data, key):
         del data
-        params, count = begin("sama", problem, theta, key)
+        params, count = begin(problem, key)
         return SAMAState(params, opt.init(params), count)
 
     def last_step(params, theta, opt_state, data, key):
@@ -126,4 +128,4 @@ def sama(
             inner_steps=num_steps,
         )
 
-    return Estimator(init, estimate)
+    return checked_estimator("sama", init, estimate)

@@ -165,11 +165,13 @@ def average(
     (`second_order`) one Hessian-vector and one mixed product.
 
     Contributions that are not finite must be zero already; they count in the mean's denominator.
+    Gradient and loss do not depend on the order of the tasks, nor on how devices share them.
     The loss is the mean over the tasks in which it is finite.
     """
-    grad = tree.cast_like(jax.tree.map(lambda g: jnp.mean(g, axis=0), grads), theta)
+    grad = tree.cast_like(jax.tree.map(tree.reproducible_mean, grads), theta)
     has_loss = jnp.isfinite(losses)
-    loss = jnp.sum(jnp.where(has_loss, losses, 0)) / jnp.maximum(jnp.sum(has_loss), 1)
+    share = jnp.mean(has_loss.astype(losses.dtype))
+    loss = tree.reproducible_mean(jnp.where(has_loss, losses, 0)) / jnp.where(share > 0, share, 1)
     steps = jnp.asarray(inner_steps, jnp.int32)
     zero = jnp.zeros((), jnp.int32)
     products = steps if second_order else zero

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -26,6 +26,7 @@ from metaopt.estimators._bilevel import (
     outer_gradients,
     project,
 )
+from metaopt.estimators._checked import checked_estimator
 
 
 class SOBAState(NamedTuple):
@@ -42,6 +43,7 @@ class SOBAState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def soba(
     problem: BilevelProblem,
     *,
@@ -75,7 +77,7 @@ def soba(
 
     def init(theta, data, key):
         del data
-        params, count = begin("soba", problem, theta, key)
+        params, count = begin(problem, key)
         return SOBAState(params, jax.tree.map(jnp.zeros_like, params), count)
 
     def estimate(theta, state, data, key):
@@ -91,7 +93,7 @@ def soba(
         )
         return finish(theta, state, new, outer, loss, Oracles(1, 1, 1, 1), inner_steps=1)
 
-    return Estimator(init, estimate)
+    return checked_estimator("soba", init, estimate)
 
 
 def soba_directions(problem, params, theta, u, data, key) -> tuple[Float[Array, ""], tuple]:

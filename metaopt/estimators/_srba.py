@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, minibatched
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked, minibatched
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -26,6 +26,7 @@ from metaopt.estimators._bilevel import (
     project,
     strong,
 )
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._hypergradient import recursive_momentum
 from metaopt.estimators._soba import soba_directions
 
@@ -48,6 +49,7 @@ class SRBAState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def srba(
     problem: BilevelProblem,
     *,
@@ -87,7 +89,7 @@ def srba(
 
     def init(theta, data, key):
         del data
-        params, count = begin("srba", problem, theta, key)
+        params, count = begin(problem, key)
         theta = strong(theta)
         u = jax.tree.map(jnp.zeros_like, params)
         zeros = jax.tree.map(jnp.zeros_like, (params, params, theta))
@@ -123,4 +125,4 @@ def srba(
         oracles = Oracles(inner, outer, inner, inner)
         return finish(theta, state, new, values[2], loss, oracles, inner_steps=1)
 
-    return Estimator(init, estimate)
+    return checked_estimator("srba", init, estimate)

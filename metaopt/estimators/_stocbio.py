@@ -7,11 +7,12 @@ The series falls short of H⁻¹ ∇_z f by (I − η H)^{Q+1} H⁻¹ ∇_z f. J
 arXiv:2010.07962, Algorithm 2; z is always warm-started here.
 """
 
-from metaopt.core import BilevelProblem, Estimator, Scalar
+from metaopt.core import BilevelProblem, Estimator, Scalar, checked
 from metaopt.estimators._bilevel import check_settings
 from metaopt.estimators._hypergradient import double_loop, neumann
 
 
+@checked
 def stocbio(
     problem: BilevelProblem,
     *,

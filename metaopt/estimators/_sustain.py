@@ -8,12 +8,13 @@
 `mrbo` with another inverse. Khanduri et al. 2021 (NeurIPS), arXiv:2102.07367, Algorithm 1.
 """
 
-from metaopt.core import BilevelProblem, Estimator, Scalar
+from metaopt.core import BilevelProblem, Estimator, Scalar, checked
 from metaopt.estimators._bilevel import check_fraction, check_settings
 from metaopt.estimators._hypergradient import random_neumann
 from metaopt.estimators._mrbo import momentum_estimator
 
 
+@checked
 def sustain(
     problem: BilevelProblem,
     *,

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from metaopt import tree
-from metaopt.core import Estimator, System
+from metaopt.core import Estimator, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._reach import check_reach
-from metaopt.estimators._shared import average, check_tasks, check_theta, map_tasks
+from metaopt.estimators._shared import average, check_tasks, map_tasks
 from metaopt.unroll import Episode, Gradient, Horizon, Loop, Remat, episodes
 
 
@@ -25,6 +26,7 @@ class TruncatedBackpropState(NamedTuple):
     episode: Episode
 
 
+@checked
 def truncated_backprop(
     system: System,
     *,
@@ -79,7 +81,6 @@ def truncated_backprop(
     )
 
     def init(theta, data, key):
-        check_theta(name, theta)
         keys = jax.random.split(key, num_tasks)
         begin = jax.vmap(run.begin, in_axes=(None, None, 0))
         return TruncatedBackpropState(begin(theta, data, keys))
@@ -113,4 +114,4 @@ def truncated_backprop(
             theta, *outputs, inner_steps=num_tasks * truncation, second_order=second_order
         ), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("truncated_backprop", init, estimate)

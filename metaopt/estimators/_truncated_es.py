@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import Estimator, Scalar, System
+from metaopt.core import Estimator, Scalar, System, checked
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._shared import (
     antithetic,
     average,
     check_positive,
     check_tasks,
-    check_theta,
     finite_or_zero,
     map_tasks,
     perturbation,
@@ -35,6 +35,7 @@ class TruncatedESState(NamedTuple):
     episode: Episode
 
 
+@checked
 def truncated_es(
     system: System,
     *,
@@ -80,7 +81,6 @@ def truncated_es(
     )
 
     def init(theta, data, key):
-        check_theta("truncated_es", theta)
         keys = jax.random.split(key, num_tasks)
         return TruncatedESState(jax.vmap(run.begin, in_axes=(None, None, 0))(theta, data, keys))
 
@@ -110,4 +110,4 @@ def truncated_es(
         outputs = transform_all(outputs, ranks)
         return average(theta, *outputs, inner_steps=2 * num_tasks * truncation), state
 
-    return Estimator(init, estimate)
+    return checked_estimator("truncated_es", init, estimate)

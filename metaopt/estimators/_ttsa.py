@@ -7,11 +7,12 @@ Hong et al. 2023, arXiv:2007.05170, Algorithm 1: ρ_k decays as (k + 1)^{−2/5}
 the caller's, should as (k + 1)^{−3/5}, so that z follows θ.
 """
 
-from metaopt.core import BilevelProblem, Estimator, Scalar
+from metaopt.core import BilevelProblem, Estimator, Scalar, checked
 from metaopt.estimators._bilevel import check_settings
 from metaopt.estimators._hypergradient import double_loop, random_neumann
 
 
+@checked
 def ttsa(
     problem: BilevelProblem,
     *,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, minibatched
+from metaopt.core import BilevelProblem, Estimator, Oracles, Params, Scalar, checked, minibatched
 from metaopt.estimators._bilevel import (
     begin,
     check_settings,
@@ -26,6 +26,7 @@ from metaopt.estimators._bilevel import (
     replay,
     strong,
 )
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._hypergradient import both_directions, neumann, recursive_momentum
 
 
@@ -47,6 +48,7 @@ class VRBOState(NamedTuple):
     count: Int[Array, ""]
 
 
+@checked
 def vrbo(
     problem: BilevelProblem,
     *,
@@ -91,7 +93,7 @@ def vrbo(
 
     def init(theta, data, key):
         del data
-        params, count = begin("vrbo", problem, theta, key)
+        params, count = begin(problem, key)
         theta = strong(theta)
         zeros = jax.tree.map(jnp.zeros_like, (params, theta))
         return VRBOState(params, params, theta, zeros, count)
@@ -138,4 +140,4 @@ def vrbo(
         )
         return finish(theta, state, new, new.directions[1], loss, oracles, inner_steps=num_steps)
 
-    return Estimator(init, estimate)
+    return checked_estimator("vrbo", init, estimate)

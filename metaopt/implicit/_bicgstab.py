@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt import tree
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 from metaopt.implicit import _vector as vector
 from metaopt.implicit._cg import Tolerance, begin, check_iterative, step_limit
 from metaopt.implicit._contracts import (
@@ -28,6 +28,7 @@ from metaopt.implicit._contracts import (
 )
 
 
+@checked
 def bicgstab(
     *,
     rtol: Tolerance = "auto",

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt import tree
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 from metaopt.implicit import _vector as vector
 from metaopt.implicit._contracts import (
     LinearSolver,
@@ -33,6 +33,7 @@ from metaopt.implicit._contracts import (
 Tolerance = Literal["auto"] | Scalar
 
 
+@checked
 def cg(
     *,
     rtol: Tolerance = "auto",

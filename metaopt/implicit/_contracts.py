@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 from metaopt.implicit import _vector as vector
 
 Structure = Literal["general", "symmetric", "psd"]
@@ -81,6 +81,7 @@ class LinearSolver(NamedTuple):
 Preconditioner = Callable[[Operator, PyTree, PRNGKeyArray | None], Callable[[PyTree], PyTree]]
 
 
+@checked
 def seeded(solver: LinearSolver, key: PRNGKeyArray) -> LinearSolver:
     """The solver with its random numbers drawn from `key`, the same ones in every solve.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from metaopt.core import checked
 from metaopt.implicit import _vector as vector
 from metaopt.implicit._contracts import (
     LinearSolver,
@@ -17,6 +18,7 @@ from metaopt.implicit._contracts import (
 )
 
 
+@checked
 def dense(*, well_posed: bool = True) -> LinearSolver:
     """Builds the matrix and factorises it: Cholesky for "psd" operators, else LU.
 

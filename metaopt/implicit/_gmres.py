@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt import tree
+from metaopt.core import checked
 from metaopt.implicit import _vector as vector
 from metaopt.implicit._cg import Tolerance, check_iterative, step_limit
 from metaopt.implicit._contracts import (
@@ -25,6 +26,7 @@ from metaopt.implicit._contracts import (
 )
 
 
+@checked
 def gmres(
     *,
     rtol: Tolerance = "auto",

@@ -77,12 +77,18 @@ def hypergradient(
         The outer loss, the hypergradient in the structure of theta, and a report.
 
     Raises:
-        ValueError: if the solver cannot treat the structure, or F is not shaped like params.
+        ValueError: if the solver cannot treat the structure, F is not shaped like params, or the
+            outer loss is no scalar.
     """
     solver = cg() if solver is None else solver
     check_structure("hypergradient", solver, structure)
     thaw = frozen_keys(theta)
     value, outer_pullback = jax.vjp(outer, params, thaw())
+    if jnp.shape(value):
+        raise ValueError(
+            f"hypergradient: the outer loss has shape {jnp.shape(value)}; it must be a scalar: "
+            "take a mean or a sum."
+        )
     grad_params, grad_theta = outer_pullback(jnp.ones_like(value))
     residual, pullback = jax.vjp(optimality, params, thaw())
     check_residual("hypergradient", residual, params)

@@ -6,7 +6,7 @@ With the inner learning rate as the scale it is T1-T2 (Luketina et al. 2016, arX
 direction is useful where A is near a multiple of the identity.
 """
 
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 from metaopt.implicit import _vector as vector
 from metaopt.implicit._contracts import (
     LinearSolver,
@@ -17,6 +17,7 @@ from metaopt.implicit._contracts import (
 )
 
 
+@checked
 def identity(*, scale: Scalar = 1.0) -> LinearSolver:
     """No products at all.
 

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
+from metaopt.core import checked
 from metaopt.implicit._contracts import Preconditioner
 from metaopt.implicit._dense import as_matrix
 
 
+@checked
 def jacobi(diagonal: PyTree | None = None, *, num_probes: int | None = None) -> Preconditioner:
     """Divides by the diagonal of the operator; entries that are not positive are left alone.
 

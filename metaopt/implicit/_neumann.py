@@ -10,7 +10,7 @@ arXiv:1911.02590, algorithm 3; Q = 0 is the inverse learning rate of T1-T2 (Luke
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 from metaopt.implicit import _vector as vector
 from metaopt.implicit._contracts import (
     LinearSolver,
@@ -21,6 +21,7 @@ from metaopt.implicit._contracts import (
 )
 
 
+@checked
 def neumann(*, num_terms: int, step_size: Scalar) -> LinearSolver:
     """A truncated Neumann series, for operators with ‖I − step_size A‖ < 1.
 

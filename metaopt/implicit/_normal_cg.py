@@ -7,11 +7,12 @@ least-squares solution of least norm. The condition number is squared, so a defi
 many more products than `cg` and loses digits. Hestenes and Stiefel 1952, §10.
 """
 
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 from metaopt.implicit._cg import Tolerance, cg, check_iterative
 from metaopt.implicit._contracts import LinearSolver, Operator, relative_residual, transposed
 
 
+@checked
 def normal_cg(
     *,
     rtol: Tolerance = "auto",

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 from metaopt.implicit import _vector as vector
 from metaopt.implicit._contracts import (
     LinearSolver,
@@ -37,6 +37,7 @@ from metaopt.implicit._contracts import (
 Sketch = Literal["columns", "gaussian"]
 
 
+@checked
 def nystrom(*, rank: int, damping: Scalar, sketch: Sketch = "columns") -> LinearSolver:
     """Inverts a low-rank model of a positive semidefinite operator plus damping.
 
@@ -69,6 +70,7 @@ def nystrom(*, rank: int, damping: Scalar, sketch: Sketch = "columns") -> Linear
     return LinearSolver(solve, "symmetric")
 
 
+@checked
 def nystrom_preconditioner(
     *, rank: int, damping: Scalar, sketch: Sketch = "gaussian"
 ) -> Preconditioner:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from metaopt.core import checked
 from metaopt.implicit._cg import cg
 from metaopt.implicit._contracts import (
     LinearSolver,
@@ -41,6 +42,7 @@ class _Rule(NamedTuple):
     structure: Structure
 
 
+@checked
 def root(
     optimality: Callable[[PyTree, PyTree], PyTree],
     solve: Callable[..., Any],
@@ -74,6 +76,7 @@ def root(
     return _transform(rule, solve, solver, has_aux, on_failure)
 
 
+@checked
 def fixed_point(
     update: Callable[[PyTree, PyTree], PyTree],
     solve: Callable[..., Any],
@@ -106,6 +109,7 @@ def fixed_point(
     return _transform(rule, solve, solver, has_aux, on_failure)
 
 
+@checked
 def minimise(
     loss: Callable[[PyTree, PyTree], Any],
     solve: Callable[..., Any],

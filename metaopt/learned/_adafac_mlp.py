@@ -29,7 +29,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._features import (
     Factored,
     ema,
@@ -75,6 +76,7 @@ class AdafacMLPState(NamedTuple):
     moments: AdafacMLPMoments
 
 
+@checked
 def adafac_mlp(
     *,
     hidden_size: int = 4,
@@ -131,7 +133,7 @@ def adafac_mlp(
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return LearnedOptimizer(lambda key: theta_init(key, sizes), optimizer)
+    return checked_optimizer("adafac_mlp", lambda key: theta_init(key, sizes), optimizer)
 
 
 def theta_init(key: PRNGKeyArray, sizes: tuple[int, ...]) -> PyTree:

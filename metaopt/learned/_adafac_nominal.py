@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
 from metaopt.learned._adafac_mlp import (
     NUM_FEATURES,
     AdafacMLPMoments,
@@ -34,12 +34,14 @@ from metaopt.learned._adafac_mlp import (
     theta_init,
     zero_moments,
 )
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._features import init_leaves, map_leaves
 from metaopt.learned._network import hidden_sizes
 
 Nominal = Literal["gradient", "momentum", "mean_momentum", "adam", "mean_adam"]
 
 
+@checked
 def adafac_nominal(
     *,
     hidden_size: int = 4,
@@ -116,7 +118,7 @@ def adafac_nominal(
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return LearnedOptimizer(lambda key: theta_init(key, sizes), optimizer)
+    return checked_optimizer("adafac_nominal", lambda key: theta_init(key, sizes), optimizer)
 
 
 def _direction(nominal: Nominal, grad: Array, moments: AdafacMLPMoments) -> Array:

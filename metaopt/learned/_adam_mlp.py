@@ -29,8 +29,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
 from metaopt.learned._celo2 import newton_schulz
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._entry_network import DECAYS, EntryMoments, accumulate, zero_moments
 from metaopt.learned._features import (
     clip_gradient,
@@ -74,6 +75,7 @@ class _View(NamedTuple):
     base: Float[Array, "..."]
 
 
+@checked
 def adam_mlp(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     *,
@@ -191,7 +193,7 @@ def adam_mlp(
             optax.scale_by_learning_rate(learning_rate),
         )
 
-    return LearnedOptimizer(init_theta, optimizer)
+    return checked_optimizer("adam_mlp", init_theta, optimizer)
 
 
 def _silent(key, sizes):

@@ -17,13 +17,14 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
 from metaopt.learned._scheduled import Scheduling, check_sizes, scheduled, scheduled_init
 from metaopt.learned._scheduler import NUM_SHARED_INPUTS
 
 Phase = Literal[1, 2]
 
 
+@checked
 def celo(
     *,
     phase: Phase = 2,
@@ -80,6 +81,7 @@ def celo(
     )
 
 
+@checked
 def celo_trainable(phase: Phase) -> dict[str, bool]:
     """Which parts of Celo's `theta` a phase trains, as a prefix of that tree, for `train_only`.
 

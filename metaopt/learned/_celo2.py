@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._entry_network import (
     NUM_FEATURES,
     accumulate,
@@ -38,6 +39,7 @@ SECOND_DECAY = 0.95
 EPS, NORM_EPS = 1e-8, 1e-9
 
 
+@checked
 def scale_by_celo2(
     theta: PyTree, *, orthogonalise: bool = False, norm_axes: int | None = 2
 ) -> optax.GradientTransformationExtraArgs:
@@ -99,6 +101,7 @@ def scale_by_celo2(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked
 def celo2(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     *,
@@ -141,7 +144,7 @@ def celo2(
             optax.scale_by_learning_rate(learning_rate),
         )
 
-    return LearnedOptimizer(lambda key: network_init(key, sizes), optimizer)
+    return checked_optimizer("celo2", lambda key: network_init(key, sizes), optimizer)
 
 
 def newton_schulz(matrix: Float[Array, "... rows cols"]) -> Float[Array, "... rows cols"]:

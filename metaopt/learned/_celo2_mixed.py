@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
 from metaopt.learned._celo2 import celo2, scale_by_celo2
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._features import ema, init_leaves, map_leaves, zeros
 
 EPS = 1e-8
@@ -40,6 +41,7 @@ class RawAdamState(NamedTuple):
     moments: RawAdamMoments
 
 
+@checked
 def celo2_mixed(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     *,
@@ -103,7 +105,7 @@ def celo2_mixed(
         }
         return optax.partition(rules, labels)
 
-    return LearnedOptimizer(init, optimizer)
+    return checked_optimizer("celo2_mixed", init, optimizer)
 
 
 def _complete(direction, weight_decay, learning_rate):

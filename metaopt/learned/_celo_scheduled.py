@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
 from metaopt.learned._celo import step_factor
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._features import shared_dtype
 from metaopt.learned._loss_features import LossHistory, loss_history
 from metaopt.learned._recurrent import LSTMState
@@ -35,6 +36,7 @@ class CeloScheduledState(NamedTuple):
     inner: Any
 
 
+@checked
 def celo_scheduled(
     inner_opt: optax.GradientTransformation,
     *,
@@ -89,4 +91,4 @@ def celo_scheduled(
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return LearnedOptimizer(init_theta, optimizer)
+    return checked_optimizer("celo_scheduled", init_theta, optimizer)

@@ -10,9 +10,10 @@ removes.
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import LearnedOptimizer
+from metaopt.core import LearnedOptimizer, checked
 
 
+@checked
 def cosine_decayed(learned: LearnedOptimizer) -> LearnedOptimizer:
     """The same learned optimizer, its updates multiplied by a cosine that ends at zero.
 

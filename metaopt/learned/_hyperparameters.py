@@ -23,7 +23,8 @@ import optax
 from jaxtyping import PyTree
 
 from metaopt import tree
-from metaopt.core import LearnedOptimizer
+from metaopt.core import LearnedOptimizer, checked
+from metaopt.learned._checked import checked_optimizer
 
 
 class Learnable(NamedTuple):
@@ -38,6 +39,7 @@ class Learnable(NamedTuple):
     value: Callable[[PyTree, Any], Any]
 
 
+@checked
 def hyperparameters(
     make_optimizer: Callable[..., optax.GradientTransformation], /, **settings: Any
 ) -> LearnedOptimizer:
@@ -93,9 +95,10 @@ def hyperparameters(
 
         return optax.GradientTransformationExtraArgs(rule.init, update)
 
-    return LearnedOptimizer(init, optimizer)
+    return checked_optimizer("hyperparameters", init, optimizer)
 
 
+@checked
 def positive(value: float) -> Learnable:
     """A positive number, learned in log space.
 
@@ -108,6 +111,7 @@ def positive(value: float) -> Learnable:
     return Learnable(log("positive", "value", value), lambda theta, _: jnp.exp(theta))
 
 
+@checked
 def fraction(value: float) -> Learnable:
     """A number between 0 and 1, learned as log-odds.
 
@@ -120,6 +124,7 @@ def fraction(value: float) -> Learnable:
     return Learnable(log_odds("fraction", "value", value), lambda theta, _: jax.nn.sigmoid(theta))
 
 
+@checked
 def real(value: float) -> Learnable:
     """Any number, learned as it is.
 

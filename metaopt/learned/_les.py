@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from metaopt.core import Params, Scalar
+from metaopt.core import Params, Scalar, checked
 from metaopt.learned._features import init_leaves, working_dtype
 from metaopt.learned._fitness import fitness_features, lowest
 from metaopt.learned._network import bias, mix
@@ -68,6 +68,7 @@ class LESState(NamedTuple):
     spread: LESSpread
 
 
+@checked
 def les(*, population_size: int, sigma: Scalar = 1.0, hidden_size: int = 8) -> LearnedStrategy:
     """An evolution strategy whose recombination and learning rates are learned: 246 numbers.
 

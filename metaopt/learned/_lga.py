@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from metaopt import tree
-from metaopt.core import Params, Scalar
+from metaopt.core import Params, Scalar, checked
 from metaopt.learned._fitness import fitness_features, lowest, to_unit_range, z_score
 from metaopt.learned._recurrent import dense, dense_init
 from metaopt.learned._strategy import LearnedStrategy, Strategy, around, check_population
@@ -59,6 +59,7 @@ class LGAState(NamedTuple):
     child_strengths: Float[Array, " n"]
 
 
+@checked
 def lga(*, population_size: int, sigma: Scalar = 1.0) -> LearnedStrategy:
     """A genetic algorithm whose sampling, mutation rates and selection are learned.
 

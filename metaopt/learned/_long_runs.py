@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
 from metaopt.learned._features import shared_dtype, working_dtype
 from metaopt.learned._scheduled import need_params_and_loss, need_steps
 
@@ -29,6 +29,7 @@ class LongRunsState(NamedTuple):
     inner: Any
 
 
+@checked
 def long_runs(
     learned: LearnedOptimizer, *, max_steps: int = 150_000, weight_decay: Scalar | None = None
 ) -> LearnedOptimizer:

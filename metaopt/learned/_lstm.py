@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._recurrent import LSTMState, dense, dense_init, lstm_init
 from metaopt.learned._recurrent import lstm as cell
 
@@ -41,6 +42,7 @@ class CoordinateLSTMState(NamedTuple):
     carry: tuple[LSTMState, ...]
 
 
+@checked
 def lstm(
     *,
     hidden_size: int = 20,
@@ -112,7 +114,7 @@ def lstm(
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return LearnedOptimizer(init_theta, optimizer)
+    return checked_optimizer("lstm", init_theta, optimizer)
 
 
 def _dtype(state: CoordinateLSTMState):

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._features import ema, map_leaves, tanh_clock, zeros
 from metaopt.learned._network import (
     after_first,
@@ -39,6 +40,7 @@ class MLPState(NamedTuple):
     momenta: PyTree
 
 
+@checked
 def mlp(
     *,
     hidden_size: int = 32,
@@ -90,7 +92,7 @@ def mlp(
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return LearnedOptimizer(lambda key: network_init(key, sizes), optimizer)
+    return checked_optimizer("mlp", lambda key: network_init(key, sizes), optimizer)
 
 
 def _outputs(theta, grad, param, momenta, count) -> Array:

@@ -28,11 +28,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from metaopt.core import LearnedOptimizer, Params, Scalar
+from metaopt.core import LearnedOptimizer, Params, Scalar, checked
 
 ROLES = ("input", "embedding", "hidden", "output", "bias", "norm")
 
 
+@checked
 def mup(
     learned: LearnedOptimizer,
     scale: PyTree | Callable[[Params], PyTree],
@@ -65,6 +66,7 @@ def mup(
     return LearnedOptimizer(learned.init, optimizer)
 
 
+@checked
 def scale_by_mup(
     scale: PyTree | Callable[[Params], PyTree],
 ) -> optax.GradientTransformationExtraArgs:

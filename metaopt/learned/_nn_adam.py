@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._features import clip_gradient, init_leaves, map_leaves, working_dtype
 from metaopt.learned._recurrent import LSTMState, dense, lstm, lstm_init
 
@@ -58,6 +59,7 @@ class NNAdamState(NamedTuple):
     carry: LSTMState
 
 
+@checked
 def nn_adam(
     *,
     hidden_size: int = 32,
@@ -150,7 +152,7 @@ def nn_adam(
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return LearnedOptimizer(init_theta, optimizer)
+    return checked_optimizer("nn_adam", init_theta, optimizer)
 
 
 def _initial_controls(learning_rate, b1, b2, eps) -> list[float]:

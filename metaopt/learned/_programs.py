@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from metaopt.core import checked
+
 INPUTS = ("g", "w")
 MEMORY = ("m", "v", "r")
 DIRECTION = "u"
@@ -122,6 +124,7 @@ class Program(NamedTuple):
         return "\n".join(_line(row, constant) for row, constant in rows if row[0] != SKIP)
 
 
+@checked
 def program(source: str, *, length: int | None = None) -> Program:
     """Reads a program: a text such as `str(program)` gives, or the name of a known rule.
 
@@ -178,6 +181,7 @@ def check(function: str, program: Program) -> None:
         )
 
 
+@checked
 def simplify(program: Program) -> Program:
     """Removes the statements that no direction depends on.
 

@@ -64,6 +64,8 @@ def from_published(published: PyTree, *, what: str) -> PyTree:
                 return jax.tree.map(jnp.asarray, convert(paths))
             except KeyError as error:
                 raise ValueError(f"{what} lacks {error}, which goes with {name!r}.") from error
+            except (TypeError, IndexError) as error:
+                raise ValueError(f"{what} holds something else than arrays: {error}.") from error
     raise ValueError(
         f"{what} holds weights of no known optimizer; it begins with {sorted(paths)[:4]}, and one "
         f"of {list(recognised)} was expected."
@@ -165,6 +167,6 @@ def _layers(paths, prefix):
 
 def _joined(tree: PyTree) -> dict:
     def name(path):
-        return "/".join(entry.key for entry in path)
+        return "/".join(str(getattr(entry, "key", entry)) for entry in path)
 
     return {name(path): x for path, x in jax.tree.leaves_with_path(tree)}

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from metaopt.core import checked
+
 
 class LSTMState(NamedTuple):
     """What an LSTM cell carries."""
@@ -37,6 +39,7 @@ def lstm_init(key: PRNGKeyArray, num_inputs: int, hidden_size: int) -> PyTree:
     return dense_init(key, num_inputs + hidden_size, 4 * hidden_size)
 
 
+@checked
 def lstm(
     theta: PyTree, state: LSTMState, inputs: Float[Array, "*batch inputs"]
 ) -> tuple[Float[Array, "*batch hidden"], LSTMState]:

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._features import CLOCK_SCALES, ema, init_leaves, map_leaves, zeros
 from metaopt.learned._network import (
     after_first,
@@ -88,6 +89,7 @@ class RNNMLPState(NamedTuple):
     size: Float[Array, ""]
 
 
+@checked
 def rnn_mlp(
     *,
     hidden_size: int = 32,
@@ -153,7 +155,7 @@ def rnn_mlp(
 
         return optax.GradientTransformationExtraArgs(lambda params: _init(theta, params), update)
 
-    return LearnedOptimizer(init_theta, optimizer)
+    return checked_optimizer("rnn_mlp", init_theta, optimizer)
 
 
 def _check_update(params, value):

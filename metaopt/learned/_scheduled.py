@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._entry_network import (
     NUM_FEATURES,
     EntryMoments,
@@ -188,7 +189,7 @@ def scheduled(
 
         return optax.GradientTransformationExtraArgs(init, update)
 
-    return LearnedOptimizer(init, optimizer)
+    return checked_optimizer(name, init, optimizer)
 
 
 def per_tensor(tree: PyTree, rows: PyTree) -> PyTree:

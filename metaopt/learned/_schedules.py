@@ -11,9 +11,11 @@ without restarts. The piecewise form in log space is the usual one of schedule s
 import jax
 import jax.numpy as jnp
 
+from metaopt.core import checked
 from metaopt.learned._hyperparameters import Learnable, log, log_odds
 
 
+@checked
 def warmup_cosine(peak: float, *, warmup: float = 0.05, final: float = 0.01) -> Learnable:
     """Linear warm-up from 0 to a peak, then a cosine down to a fraction of it; all three learned.
 
@@ -54,6 +56,7 @@ def warmup_cosine(peak: float, *, warmup: float = 0.05, final: float = 0.01) -> 
     return Learnable(init, value)
 
 
+@checked
 def log_linear(*values: float) -> Learnable:
     """A schedule through K >= 2 positive values at equal distances, log-linear between them.
 

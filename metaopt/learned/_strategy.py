@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from metaopt import tree
-from metaopt.core import Params, Scalar
+from metaopt.core import Params, Scalar, checked
 from metaopt.learned._fitness import centred_ranks, finite_fitness
 
 
@@ -64,6 +64,7 @@ class RandomSearchState(NamedTuple):
     like: Params
 
 
+@checked
 def isotropic_es(
     *,
     population_size: int,
@@ -114,6 +115,7 @@ def isotropic_es(
     return Strategy(init, ask, tell)
 
 
+@checked
 def random_search(*, population_size: int, low: Scalar = -5.0, high: Scalar = 5.0) -> Strategy:
     """Independent candidates, uniform in a box; nothing is learned from their fitness.
 

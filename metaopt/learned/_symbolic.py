@@ -25,7 +25,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
-from metaopt.core import LearnedOptimizer
+from metaopt.core import LearnedOptimizer, checked
+from metaopt.learned._checked import checked_optimizer
 from metaopt.learned._features import init_leaves, map_leaves, mean_square, zeros
 from metaopt.learned._programs import (
     DIRECTION,
@@ -50,6 +51,7 @@ class SymbolicState(NamedTuple):
     memory: PyTree
 
 
+@checked
 def symbolic(program: Program, *, learning_rate: optax.ScalarOrSchedule = 1e-3) -> LearnedOptimizer:
     """The optimizer that a program is, with its constants to be learned.
 
@@ -111,7 +113,9 @@ def symbolic(program: Program, *, learning_rate: optax.ScalarOrSchedule = 1e-3) 
             optax.scale_by_learning_rate(learning_rate),
         )
 
-    return LearnedOptimizer(lambda key: jnp.asarray(program.constants, float), optimizer)
+    return checked_optimizer(
+        "symbolic", lambda key: jnp.asarray(program.constants, float), optimizer
+    )
 
 
 def _straight_line(code, constants, registers: list[Array]) -> list[Array]:

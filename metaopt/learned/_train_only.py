@@ -11,7 +11,10 @@ from collections.abc import Callable, Hashable
 import optax
 from jaxtyping import PyTree
 
+from metaopt.core import checked
 
+
+@checked
 def train_only(
     outer_opt: optax.GradientTransformation, trainable: PyTree | Callable[[PyTree], PyTree]
 ) -> optax.GradientTransformationExtraArgs:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from metaopt.core import LearnedOptimizer, Scalar
+from metaopt.core import LearnedOptimizer, Scalar, checked
 from metaopt.learned._entry_network import DECAYS
 from metaopt.learned._features import mean, mean_square, working_dtype
 from metaopt.learned._scheduled import Scheduling, check_sizes, scheduled, scheduled_init
@@ -31,6 +31,7 @@ MAX_AXES = 4
 NUM_INPUTS = NUM_SHARED_INPUTS + 1 + (MAX_AXES + 1) + 2 * len(DECAYS)
 
 
+@checked
 def velo(
     *,
     hidden_size: int = 128,

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,7 +126,7 @@ def _read(path):
         raise ValueError(
             f"load: {path} has no header; for a run's theta.npz use metaopt.train.load_theta."
         )
-    header = json.loads(arrays.pop(HEADER).tobytes())
+    header = _header(arrays.pop(HEADER), path)
     if header["format"] > FORMAT:
         raise ValueError(
             f"load: {path} has format {header['format']}, written by metaopt {header['metaopt']}; "
@@ -134,6 +135,25 @@ def _read(path):
     if _hash_arrays(arrays) != header["weights_sha256"]:
         raise ValueError(f"load: the weights in {path} are not those it was written with.")
     return header, arrays
+
+
+def _header(content, path) -> dict[str, Any]:
+    """The header with the kinds of entries that `save` writes."""
+    kinds = {
+        "format": int,
+        "metaopt": str,
+        "optimizer": str,
+        "settings": dict,
+        "weights_sha256": str,
+    }
+    try:
+        header = json.loads(content.tobytes())
+        is_whole = all(type(header[entry]) is kind for entry, kind in kinds.items())
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"load: the header of {path} is damaged ({error}).") from error
+    if not is_whole:
+        raise ValueError(f"load: the header of {path} is not one that save writes.")
+    return header
 
 
 def _read_published(path) -> Any:
@@ -159,9 +179,11 @@ def _is_zip(path) -> bool:
 def _factory(function, name):
     from metaopt import learned
 
-    if name not in learned.__all__:
-        raise ValueError(f"{function}: optimizer={name!r} is not in metaopt.learned.")
-    return getattr(learned, name)
+    factory: Any = getattr(learned, name) if name in learned.__all__ else object
+    # A file may name anything: only makers of optimizers are called.
+    if typing.get_type_hints(factory).get("return") is not LearnedOptimizer:
+        raise ValueError(f"{function}: optimizer={name!r} makes no learned optimizer of metaopt.")
+    return factory
 
 
 def _plain(content):

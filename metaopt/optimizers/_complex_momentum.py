@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 
 
 class ComplexMomentumState(NamedTuple):
@@ -26,6 +26,7 @@ class ComplexMomentumState(NamedTuple):
     imaginary: PyTree
 
 
+@checked
 def scale_by_complex_momentum(
     *, decay: Scalar = 0.9, phase: Scalar = np.pi / 8
 ) -> optax.GradientTransformationExtraArgs:
@@ -69,6 +70,7 @@ def scale_by_complex_momentum(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked
 def complex_momentum(
     learning_rate: optax.ScalarOrSchedule, *, decay: Scalar = 0.9, phase: Scalar = np.pi / 8
 ) -> optax.GradientTransformationExtraArgs:

@@ -7,9 +7,10 @@ Gupta et al. 2018, arXiv:1802.09568, algorithm 1. Moving averages, roots that ar
 k steps and the grafted length follow Anil et al. 2020, arXiv:2002.09018, and so do roots by the
 coupled Newton iteration of Guo and Higham 2006 (SIAM J. Matrix Anal. Appl. 28): products alone,
 which in float32 are more exact than an eigendecomposition and an order of magnitude faster on CPU,
-where the latter has also been seen to hang. Differs from both: the momentum is preconditioned, not the gradient; tensors with more than two axes become a matrix whose
-columns are their last axis; a side that is too long has no factor, and the other one then takes the
-power -1/2; tensors with fewer than two axes follow Adam.
+where the latter has also been seen to hang. Differs from both: the momentum is preconditioned, not
+the gradient; tensors with more than two axes become a matrix whose columns are their last axis; a
+side that is too long has no factor, and the other one then takes the power -1/2; tensors with fewer
+than two axes follow Adam.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 
 # Squared lengths below it count as zero; its power -3/2 must be a float32.
 _TINY = 1e-24
@@ -45,6 +46,7 @@ class ShampooState(NamedTuple):
     roots: tuple
 
 
+@checked
 def scale_by_shampoo(
     *,
     b1: Scalar = 0.9,
@@ -116,6 +118,7 @@ def scale_by_shampoo(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked
 def shampoo(
     learning_rate: optax.ScalarOrSchedule,
     *,

@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from metaopt import tree
-from metaopt.core import Scalar, TaskFamily
+from metaopt.core import Scalar, TaskFamily, checked
 from metaopt.data._check import above_zero, ordered
 from metaopt.data._pool import num_examples
 from metaopt.tasks._quadratic import log_uniform
@@ -74,6 +74,7 @@ class GradientNoiseTask(NamedTuple):
     scale: Float[Array, ""]
 
 
+@checked
 def rescale(
     family: TaskFamily, *, level: Level = "global", low: Scalar = 0.1, high: Scalar = 10.0
 ) -> TaskFamily:
@@ -130,6 +131,7 @@ def rescale(
     return TaskFamily(sample, init, batch, loss, _normalise_inner(family))
 
 
+@checked
 def scaled_init(family: TaskFamily, *, low: Scalar = 0.5, high: Scalar = 2.0) -> TaskFamily:
     """Multiplies initial parameters by a number per task; unlike `rescale`, the loss changes.
 
@@ -165,6 +167,7 @@ def scaled_init(family: TaskFamily, *, low: Scalar = 0.5, high: Scalar = 2.0) ->
     return TaskFamily(sample, init, batch, loss, _normalise_inner(family))
 
 
+@checked
 def reduced_batch(family: TaskFamily, *, low: Scalar = 0.01, high: Scalar = 1.0) -> TaskFamily:
     """Trains on a random share of every batch: noisier gradients from the same shapes.
 
@@ -208,6 +211,7 @@ def reduced_batch(family: TaskFamily, *, low: Scalar = 0.01, high: Scalar = 1.0)
     return TaskFamily(sample, init, batch, loss, _normalise_inner(family))
 
 
+@checked
 def gradient_noise(
     family: TaskFamily, *, scale: Scalar | tuple[Scalar, Scalar] = 0.01
 ) -> TaskFamily:
@@ -259,6 +263,7 @@ def gradient_noise(
     return TaskFamily(sample, init, batch, loss, _normalise_inner(family))
 
 
+@checked
 def bfloat16(family: TaskFamily) -> TaskFamily:
     """Stores parameters and floating-point batches in bfloat16; the loss is float32.
 

@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from metaopt import tree
-from metaopt.core import Scalar, TaskFamily
+from metaopt.core import Scalar, TaskFamily, checked
 from metaopt.data._check import at_least_one, ordered
 from metaopt.tasks._quadratic import log_uniform
 
@@ -40,6 +40,7 @@ class ESGradientTask(NamedTuple):
     sigma: Float[Array, ""]
 
 
+@checked
 def es_gradient(
     family: TaskFamily, *, sigma: Scalar | tuple[Scalar, Scalar] = 0.01, num_pairs: int = 4
 ) -> TaskFamily:
@@ -87,6 +88,7 @@ def es_gradient(
     return inner._replace(loss=_with_gradient(inner.loss, estimate))
 
 
+@checked
 def normalised_gradient(family: TaskFamily) -> TaskFamily:
     """Divides the gradient by its norm; a gradient of zero stays zero.
 
@@ -104,6 +106,7 @@ def normalised_gradient(family: TaskFamily) -> TaskFamily:
     return family._replace(loss=_with_gradient(family.loss, normalised))
 
 
+@checked
 def random_directions(
     family: TaskFamily, *, num_directions: int, sign: bool = False, orthogonal: bool = False
 ) -> TaskFamily:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.tasks._augment import bfloat16, reduced_batch, rescale
 from metaopt.tasks._augment_gradients import es_gradient, normalised_gradient, random_directions
 
@@ -51,6 +51,7 @@ class Augmented(NamedTuple):
     applied: tuple[str, ...]
 
 
+@checked
 def augmented(
     family: TaskFamily,
     rng: np.random.Generator,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.data._check import at_least_one
 from metaopt.tasks._classification import batch_from_pool, check_shape
 from metaopt.tasks._mlp import dense_layers
@@ -23,6 +23,7 @@ from metaopt.tasks._normalise import relative_log
 Reconstruction = Literal["squared_error", "cross_entropy"]
 
 
+@checked
 def autoencoder(
     input_shape: tuple[int, ...],
     *,

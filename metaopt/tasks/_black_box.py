@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.data._check import at_least_one
 from metaopt.tasks._normalise import relative_log
 
@@ -131,6 +131,7 @@ FUNCTIONS: dict[str, Callable[[Float[Array, " dim"]], Float[Array, ""]]] = {
 }
 
 
+@checked
 def black_box(
     *, dim: int, functions: Sequence[str] = tuple(FUNCTIONS), rotate: bool = True
 ) -> TaskFamily:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from metaopt.core import Params, TaskFamily
+from metaopt.core import Params, TaskFamily, checked
 from metaopt.data import Pool, sample_batch
 from metaopt.data._check import at_least_one
 from metaopt.tasks._normalise import clip_classification
@@ -29,6 +29,7 @@ class Metrics(NamedTuple):
     accuracy: Float[Array, ""]
 
 
+@checked
 def classification(
     init: Callable[[PRNGKeyArray], Params],
     apply: Callable[[Params, Array], Array],

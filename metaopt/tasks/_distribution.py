@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.data import Pool, TextPool
 from metaopt.data._check import above_zero, at_least_one
 from metaopt.tasks._augment import scaled_init
@@ -60,6 +60,7 @@ class SampledFamily(NamedTuple):
     settings: dict[str, Any]
 
 
+@checked
 def sample_family(
     pools: Mapping[str, Pool | TextPool],
     rng: np.random.Generator,

@@ -12,25 +12,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from metaopt.core import Params, Split, TaskFamily
-from metaopt.data import ClassPool, Pool
+from metaopt.core import Data, Params, Split, TaskFamily, checked
+from metaopt.data import Pool
 from metaopt.data._check import at_least_one
-from metaopt.tasks._classification import Metrics, check_shape
+from metaopt.tasks._classification import Metrics
 from metaopt.tasks._normalise import clip_classification
 
 
 class Support(NamedTuple):
     """A pool that support sets are drawn from."""
 
-    pool: ClassPool
+    pool: Any
 
 
 class Query(NamedTuple):
     """A pool that query sets are drawn from."""
 
-    pool: ClassPool
+    pool: Any
 
 
 class FewShotTask(NamedTuple):
@@ -45,11 +45,27 @@ class FewShotTask(NamedTuple):
     examples: Int[Array, "ways shots+queries"]
 
 
-def episodes(pool: ClassPool) -> Split:
+class SupportedBatch(NamedTuple):
+    """A query set that brings its support inputs along, for statistics that may be taken of them.
+
+    Attributes:
+        inputs: of the queries.
+        labels: of the queries.
+        context: inputs of the support set.
+    """
+
+    inputs: Float[Array, "queries ..."]
+    labels: Int[Array, " queries"]
+    context: Float[Array, "support ..."]
+
+
+def episodes(pool: Data) -> Split:
     """The `data` of few-shot families: one pool for both sets, which are told apart by type.
 
     Args:
-        pool: from `metaopt.data.by_class`, or any array [classes, examples, ...] in a `ClassPool`.
+        pool: for classification, from `metaopt.data.by_class`, or any array [classes, examples,
+            ...] in a `ClassPool`; for `coordinate_images`, the images; for other families, what
+            they say, `()` if they need no data.
 
     Returns:
         `Split(inner=Support(pool), outer=Query(pool))`; the arrays are shared.
@@ -57,6 +73,7 @@ def episodes(pool: ClassPool) -> Split:
     return Split(Support(pool), Query(pool))
 
 
+@checked
 def few_shot(
     init: Callable[[PRNGKeyArray], Params],
     apply: Callable[[Params, Array], Array],
@@ -88,16 +105,44 @@ def few_shot(
             `num_ways` or fewer examples than `num_shots + num_queries`; when traced, if `data` is
             not made by `episodes` or has another shape.
     """
+    return few_shot_family(
+        "few_shot",
+        init,
+        lambda params, batch: apply(params, batch.inputs),
+        pool_shape,
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+    )
+
+
+def few_shot_family(
+    function: str,
+    init: Callable[[PRNGKeyArray], Params],
+    logits_of: Callable[[Params, Any], Array],
+    pool_shape: tuple[int, ...],
+    *,
+    num_ways: int,
+    num_shots: int,
+    num_queries: int,
+    with_context: bool = False,
+) -> TaskFamily:
+    """`few_shot` for a network of whole batches, `(params, batch) -> logits`."""
 
     def loss(params, task_params, batch, key):
         del task_params, key
-        logits = apply(params, batch.inputs)
+        logits = logits_of(params, batch)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         value = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
         return value, Metrics((jnp.argmax(logits, -1) == batch.labels).astype(value.dtype).mean())
 
     sample, batch = episode_draws(
-        "few_shot", pool_shape, num_ways=num_ways, num_shots=num_shots, num_queries=num_queries
+        function,
+        pool_shape,
+        num_ways=num_ways,
+        num_shots=num_shots,
+        num_queries=num_queries,
+        with_context=with_context,
     )
     return TaskFamily(
         sample=sample,
@@ -115,10 +160,13 @@ def episode_draws(
     num_ways: int,
     num_shots: int,
     num_queries: int,
-) -> tuple[Callable[[PRNGKeyArray], FewShotTask], Callable[[Any, FewShotTask, PRNGKeyArray], Pool]]:
-    """`sample` and `batch` of families of episodes; errors carry the name of the `function`."""
+    with_context: bool = False,
+) -> tuple[Callable[[PRNGKeyArray], FewShotTask], Callable[[Any, FewShotTask, PRNGKeyArray], Any]]:
+    """`sample` and `batch` of families of episodes; errors carry the name of the `function`.
+
+    With `with_context`, batches of queries are `SupportedBatch`; all others are a `Pool`.
+    """
     at_least_one(function, num_ways=num_ways, num_shots=num_shots, num_queries=num_queries)
-    check_shape(function, pool_shape)
     if num_ways < 2:
         raise ValueError(f"{function}: num_ways={num_ways} is below 2; there is no choice.")
     num_examples = num_shots + num_queries
@@ -127,6 +175,11 @@ def episode_draws(
             f"{function}: pool_shape={tuple(pool_shape)} must begin with at least num_ways="
             f"{num_ways} classes and num_shots + num_queries={num_examples} examples of each."
         )
+    if any(size < 1 for size in pool_shape):
+        raise ValueError(f"{function}: pool_shape={tuple(pool_shape)} has a size below 1.")
+
+    def class_labels(examples_per_class):
+        return jnp.repeat(jnp.arange(num_ways, dtype=jnp.int32), examples_per_class)
 
     def sample(key):
         key_classes, key_examples = jax.random.split(key)
@@ -136,21 +189,27 @@ def episode_draws(
 
     def batch(data, task_params, key):
         del key
-        if not isinstance(data, Support | Query):
+        if not isinstance(data, Support | Query) or not hasattr(data.pool, "inputs"):
             raise ValueError(
-                f"{function}: data is a {type(data).__name__}; pass metaopt.tasks.episodes(pool), "
-                "whose two sides say which examples of a task are meant."
+                f"{function}: data is a {type(data).__name__}; pass metaopt.tasks.episodes(pool) "
+                "with a ClassPool: its two sides say which examples of a task are meant."
             )
         if data.pool.inputs.shape != tuple(pool_shape):
             raise ValueError(
                 f"{function}: the pool has inputs of shape {data.pool.inputs.shape}, but "
                 f"pool_shape={tuple(pool_shape)}."
             )
-        examples = task_params.examples
-        is_support = isinstance(data, Support)
-        examples = examples[:, :num_shots] if is_support else examples[:, num_shots:]
-        inputs = data.pool.inputs[task_params.classes[:, None], examples]
-        labels = jnp.repeat(jnp.arange(num_ways, dtype=jnp.int32), examples.shape[1])
-        return Pool(inputs.reshape(-1, *pool_shape[2:]), labels)
+        pool = jnp.asarray(data.pool.inputs)
+
+        def draw(examples):
+            inputs = pool[task_params.classes[:, None], examples]
+            return inputs.reshape(-1, *pool_shape[2:])
+
+        support, query = jnp.split(task_params.examples, [num_shots], axis=1)
+        if isinstance(data, Support):
+            return Pool(draw(support), class_labels(num_shots))
+        if with_context:
+            return SupportedBatch(draw(query), class_labels(num_queries), draw(support))
+        return Pool(draw(query), class_labels(num_queries))
 
     return sample, batch

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metaopt.core import Scalar, TaskFamily
+from metaopt.core import Scalar, TaskFamily, checked
 from metaopt.data._check import at_least_one
 from metaopt.tasks._normalise import relative_log
 
@@ -24,6 +24,7 @@ class LeastSquaresTask(NamedTuple):
     target: Float[Array, " dim"]
 
 
+@checked
 def least_squares(*, dim: int = 10, init_scale: Scalar = 0.01) -> TaskFamily:
     """Squared residuals `|W x - y|²` of random systems of equations, all numbers normal.
 

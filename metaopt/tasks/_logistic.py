@@ -8,10 +8,11 @@ Here the gradient is Σ (softmax(W x + b) - onehot(y)) xᵀ / n + l2 W.
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from metaopt.core import Scalar, TaskFamily
+from metaopt.core import Scalar, TaskFamily, checked
 from metaopt.tasks._classification import check_shape, classification_family
 
 
+@checked
 def logistic(
     input_shape: tuple[int, ...], num_classes: int, *, batch_size: int = 64, l2: Scalar = 0.0
 ) -> TaskFamily:

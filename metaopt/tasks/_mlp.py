@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.tasks._classification import check_shape, classification_family
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -31,6 +31,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 _RECTIFIERS = ("elu", "gelu", "leaky_relu", "relu", "silu")
 
 
+@checked
 def mlp(
     input_shape: tuple[int, ...],
     num_classes: int,

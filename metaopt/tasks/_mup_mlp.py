@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from metaopt.core import Scalar, TaskFamily
+from metaopt.core import Scalar, TaskFamily, checked
 from metaopt.tasks._classification import check_shape, classification_family
 from metaopt.tasks._mlp import activation_and_init
 
@@ -34,6 +34,7 @@ class MuPMetrics(NamedTuple):
     preactivations: tuple[Float[Array, "batch width"], ...]
 
 
+@checked
 def mup_mlp(
     input_shape: tuple[int, ...],
     num_classes: int,

@@ -14,12 +14,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metaopt.core import Scalar
+from metaopt.core import Scalar, checked
 from metaopt.data._check import above_zero
 
 Normaliser = Callable[[Float[Array, ""], Any], Float[Array, ""]]
 
 
+@checked
 def clip_classification(num_classes: int) -> Normaliser:
     """Clips a cross-entropy to [0, 1.5 ln C]; NaN and inf become the upper end.
 
@@ -39,6 +40,7 @@ def clip_classification(num_classes: int) -> Normaliser:
     return lambda loss, task_params: jnp.clip(_replace_nonfinite(loss, upper), 0.0, upper)
 
 
+@checked
 def velo_classification(num_classes: int) -> Normaliser:
     """VeLO's normaliser of a cross-entropy over C classes.
 
@@ -67,6 +69,7 @@ def velo_classification(num_classes: int) -> Normaliser:
     return normalise
 
 
+@checked
 def relative_log(
     reference: Callable[[Any], Scalar], *, floor: Scalar = 1e-3, ceiling: Scalar = 10.0
 ) -> Normaliser:

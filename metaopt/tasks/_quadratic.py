@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metaopt.core import Scalar, TaskFamily
+from metaopt.core import Scalar, TaskFamily, checked
 from metaopt.data._check import at_least_one, ordered
 from metaopt.tasks._normalise import relative_log
 
@@ -31,6 +31,7 @@ class QuadraticTask(NamedTuple):
     optimum: Float[Array, " dim"]
 
 
+@checked
 def quadratic(*, dim: int, min_eig: Scalar = 0.01, max_eig: Scalar = 1.0) -> TaskFamily:
     """Quadratics `½ (x - x*)ᵀ H (x - x*)` with a random basis, spectrum and optimum.
 

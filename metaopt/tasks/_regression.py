@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.data._check import at_least_one
 from metaopt.tasks._classification import batch_from_pool, check_shape
 from metaopt.tasks._mlp import dense_layers
 from metaopt.tasks._normalise import relative_log
 
 
+@checked
 def regression(
     input_shape: tuple[int, ...],
     *,

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.data._check import at_least_one
 from metaopt.tasks._language import embed as embed_tokens
 from metaopt.tasks._language import head_init, language_family
@@ -25,6 +25,7 @@ from metaopt.tasks._language import head_init, language_family
 Cell = Literal["gru", "lstm", "vanilla"]
 
 
+@checked
 def rnn_lm(
     vocab_size: int,
     *,

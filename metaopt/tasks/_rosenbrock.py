@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float
 
-from metaopt.core import Scalar, TaskFamily
+from metaopt.core import Scalar, TaskFamily, checked
 from metaopt.data._check import above_zero
 from metaopt.tasks._normalise import relative_log
 
@@ -27,6 +27,7 @@ class RosenbrockTask(NamedTuple):
     shift: Float[Array, " dim"]
 
 
+@checked
 def rosenbrock(*, dim: int = 2, steepness: Scalar = 100.0) -> TaskFamily:
     """Rosenbrock functions with random shifts and starts.
 

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.data._check import at_least_one
 from metaopt.data._sinusoids import sample_points, sample_sinusoid
 from metaopt.tasks._mlp import dense_layers
 from metaopt.tasks._normalise import relative_log
 
 
+@checked
 def sinusoid_regression(
     *, hidden: Sequence[int] = (40, 40), activation: str = "relu", batch_size: int = 10
 ) -> TaskFamily:

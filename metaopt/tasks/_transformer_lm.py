@@ -7,11 +7,12 @@ Radford et al. 2019 (GPT-2) in small, without weight tying and dropout; the bloc
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.tasks._language import embed, head_init, language_family
 from metaopt.tasks._transformer import transformer
 
 
+@checked
 def transformer_lm(
     vocab_size: int,
     *,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from metaopt.core import Scalar, TaskFamily
+from metaopt.core import Scalar, TaskFamily, checked
 from metaopt.data._check import above_zero, at_least_one
 from metaopt.tasks._classification import batch_from_pool, check_shape
 from metaopt.tasks._mlp import dense_layers
@@ -41,6 +41,7 @@ class ELBO(NamedTuple):
     divergence: Float[Array, ""]
 
 
+@checked
 def vae(
     input_shape: tuple[int, ...],
     *,

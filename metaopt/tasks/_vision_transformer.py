@@ -7,12 +7,13 @@ token (Beyer et al. 2022, arXiv:2205.01580). The blocks are those of `_transform
 import jax
 import jax.numpy as jnp
 
-from metaopt.core import TaskFamily
+from metaopt.core import TaskFamily, checked
 from metaopt.data._check import at_least_one
 from metaopt.tasks._classification import check_shape, classification_family
 from metaopt.tasks._transformer import transformer
 
 
+@checked
 def vision_transformer(
     input_shape: tuple[int, int, int],
     num_classes: int,

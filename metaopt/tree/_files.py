@@ -1,6 +1,7 @@
 """Trees as files of plain named arrays: a zip of `.npy` members, never a pickle."""
 
 import io
+import math
 import os
 import pathlib
 import zipfile
@@ -67,19 +68,51 @@ def write_arrays(file: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
 
 
 def read_arrays(file: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote.
+    """Reads what `write_arrays` wrote, also from strangers.
+
+    Nothing is executed, and no more memory is taken than the file is long: an array must be as long
+    as its header says, and compressed ones are refused.
 
     Raises:
-        ValueError: if the file is no such archive, is damaged or holds pickled objects.
+        ValueError: if the file is no such archive, is damaged, is compressed or holds anything but
+            arrays of numbers.
         OSError: if it cannot be read.
     """
-    arrays = {}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as stream:
-                    array = np.lib.format.read_array(stream, allow_pickle=False)
-                arrays[name.removesuffix(".npy")] = array
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is not a file of named arrays: {error}.") from error
+    with open(file, "rb") as stream:
+        longest = os.fstat(stream.fileno()).st_size
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                members = archive.infolist()
+                arrays = {
+                    member.filename.removesuffix(".npy"): _read_array(archive, member, longest)
+                    for member in members
+                }
+            if len(arrays) < len(members):
+                raise ValueError("it has two arrays of one name")
+        except Exception as error:  # What damaged archives raise is not documented.
+            raise ValueError(f"{file} is not a file of named arrays: {error}.") from error
     return arrays
+
+
+def _read_array(archive, member, longest) -> np.ndarray:
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed; write it by numpy.savez")
+    # An archive may claim any size, and memory is taken for it before anything is read.
+    if max(member.file_size, member.compress_size) > longest:
+        raise ValueError(f"{member.filename} claims to be longer than the file")
+    with archive.open(member) as opened:
+        content = opened.read()
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, by_columns, dtype = read_header(stream)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{member.filename} holds {dtype}, which is no kind of number")
+    start = stream.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content) - start:
+        raise ValueError(f"{member.filename} is not as long as its shape {shape} says")
+    flat = np.frombuffer(content, dtype, offset=start)
+    return flat.reshape(shape, order="F" if by_columns else "C").copy()

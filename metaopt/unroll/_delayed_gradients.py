@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from metaopt.core import System
+from metaopt.core import System, checked
 from metaopt.unroll._inner_gradient import takes_value_and_grad
 
 
@@ -37,6 +37,7 @@ class DelayedState(NamedTuple):
         return self.state.params
 
 
+@checked
 def delayed_gradients(system: System, *, delay: int) -> System:
     """Inner training by gradients that are `delay` steps old.
 

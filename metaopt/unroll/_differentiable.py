@@ -22,6 +22,8 @@ import optax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Literal
 
+from metaopt.core import checked
+
 # Primitives whose derivative has poles, and a point where it has none. A product is singular where
 # a factor is, as in the branch of a `where` that is not taken.
 _HARMLESS = dict.fromkeys(
@@ -32,6 +34,7 @@ _HARMLESS = dict.fromkeys(
 _CALLS = {"jit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
 
 
+@checked
 def differentiable(
     inner_opt: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metaopt import tree
-from metaopt.core import StepInfo, System
+from metaopt.core import StepInfo, System, checked
 from metaopt.unroll._horizon import Horizon, as_horizon, sample_length
 from metaopt.unroll._inner_gradient import Gradient
 from metaopt.unroll._plan import Loop, Remat
@@ -72,6 +72,7 @@ class AutoResetState(NamedTuple):
     length: Int[Array, ""]
 
 
+@checked
 def episodes(
     system: System,
     *,
@@ -143,6 +144,7 @@ def episodes(
     return Episodes(begin, window)
 
 
+@checked
 def auto_reset(system: System, *, horizon: int | Horizon) -> System:
     """A system that ends by itself: after its length it starts anew within the same scan.
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from metaopt.core import checked
+
 
 class Horizon(NamedTuple):
     """A range of trajectory lengths in inner steps, ends included. Static."""
@@ -20,6 +22,7 @@ class Horizon(NamedTuple):
     longest: int
 
 
+@checked
 def log_uniform(shortest: int, longest: int) -> Horizon:
     """Lengths drawn log-uniformly between two ends, both included.
 

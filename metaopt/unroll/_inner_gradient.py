@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
-from metaopt.core import System
+from metaopt.core import System, checked
 
 Gradient = Literal["auto", "reverse", "mixed", "first_order"]
 ValueAndGrad = Callable[..., Callable[..., Any]]
@@ -92,6 +92,7 @@ def takes_value_and_grad(system: System) -> bool:
     return "value_and_grad" in inspect.signature(system.step).parameters
 
 
+@checked
 def with_gradient(
     system: System, gradient: Gradient, *, named: bool = False, name: str = "unroll"
 ) -> System:

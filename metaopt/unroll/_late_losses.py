@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from metaopt.core import Scalar, System
+from metaopt.core import Scalar, System, checked
 
 
 class LateLossesState(NamedTuple):
@@ -24,6 +24,7 @@ class LateLossesState(NamedTuple):
     num_steps: Int[Array, ""]
 
 
+@checked
 def late_losses(system: System, *, power: Scalar = 1.0) -> System:
     """Weighs a system's losses by its progress.
 

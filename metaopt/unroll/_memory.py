@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from metaopt.core import checked
+
 
 class MemoryReport(NamedTuple):
     """Bytes that one compiled call needs.
@@ -28,6 +30,7 @@ class MemoryReport(NamedTuple):
     peak: int
 
 
+@checked
 def memory_report(function: Callable[..., Any], /, *args: Any) -> MemoryReport:
     """Compiles a function for its arguments and reports the memory that a call needs.
 
@@ -53,6 +56,7 @@ def memory_report(function: Callable[..., Any], /, *args: Any) -> MemoryReport:
     return MemoryReport(temporary, arguments, outputs, peak)
 
 
+@checked
 def memory_table(functions: Mapping[str, Callable[..., Any]], /, *args: Any) -> str:
     """Compares several functions of the same arguments, in a table of plain text.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from metaopt.core import MetaLoss, System
+from metaopt.core import MetaLoss, System, checked
 from metaopt.unroll._horizon import Horizon, as_horizon, sample_length
 from metaopt.unroll._inner_gradient import Gradient
 from metaopt.unroll._plan import Loop, Remat
@@ -26,6 +26,7 @@ class MetaLossInfo(NamedTuple):
     frozen: Bool[Array, ""]
 
 
+@checked
 def meta_loss(
     system: System,
     *,
@@ -66,6 +67,7 @@ def meta_loss(
     return lambda *args, **kwargs: function(*args, **kwargs)[0]
 
 
+@checked
 def meta_loss_with_info(
     system: System,
     *,

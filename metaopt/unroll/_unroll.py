@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from metaopt import tree
-from metaopt.core import StepInfo, System
+from metaopt.core import StepInfo, System, checked
 from metaopt.unroll._inner_gradient import (
     INNER_GRADIENT,
     Gradient,
@@ -49,6 +49,7 @@ class FrozenState(NamedTuple):
     worst: Float[Array, ""]
 
 
+@checked
 def freeze_diverged(system: System) -> System:
     """Guards a system: a trajectory whose loss or state turns non-finite is frozen.
 
@@ -72,6 +73,7 @@ def freeze_diverged(system: System) -> System:
     @functools.wraps(system.step)  # Takes value_and_grad= if the system does.
     def step(theta, state, data, key, **options):
         inner, info = system.step(theta, state.inner, data, key, **options)
+        _check_step(state.inner, inner, info)
         loss = info.loss.astype(state.worst.dtype)
         has_loss = jnp.isfinite(loss) & ~state.frozen
         worst = jnp.where(has_loss, jnp.maximum(loss, state.worst), state.worst)
@@ -84,6 +86,20 @@ def freeze_diverged(system: System) -> System:
     return System(init, step)
 
 
+def _check_step(before, after, info) -> None:
+    """Raises ValueError, when traced, for a step that does not do as `System` says."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError(
+            "System.step changes the structure of its state, from "
+            f"{jax.tree.structure(before)} to {jax.tree.structure(after)}; return what init does."
+        )
+    if jnp.shape(info.loss):
+        raise ValueError(
+            f"System.step reports a loss of shape {jnp.shape(info.loss)}; it must be a scalar: "
+            "take a mean or a sum."
+        )
+
+
 def _stays_finite(old, new) -> Bool[Array, ""]:
     """Whether nothing that was finite is not any more: some optimizers start from an infinity."""
 
@@ -94,6 +110,7 @@ def _stays_finite(old, new) -> Bool[Array, ""]:
     return tree.all_finite(jax.tree.map(suspect, old, new))
 
 
+@checked
 def unroll(
     system: System,
     *,

@@ -149,3 +149,12 @@ def test_a_curriculum_is_not_distributed(tmp_path, capsys):
 def test_phases_are_in_numbered_folders():
     phase = phases.Phase("celo_1", presets.preset("celo_1"))
     assert phases.folder_name(0, phase) == "1-celo_1"
+
+
+def test_a_phase_that_would_leave_its_folder_is_refused(tmp_path):
+    whole = phases.chained([phases.Phase("celo_1", presets.preset("celo_1"))])
+    phases.open_curriculum(whole, tmp_path)
+    file = tmp_path / "settings.json"
+    file.write_text(file.read_text().replace('"celo_1"', '"x/../../elsewhere"'))
+    with pytest.raises(ValueError, match="a phase of the name 'x/../../elsewhere'"):
+        phases.read_phases(tmp_path)

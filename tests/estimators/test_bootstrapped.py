@@ -111,6 +111,29 @@ def test_a_matching_function_of_ones_own_sees_the_states(x64):
     np.testing.assert_allclose(estimate.grad, weights * -CURVATURE * START, rtol=1e-10)
 
 
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps_to_the_target():
+    """Nothing is differentiated there, so nothing is kept."""
+
+    def step(theta, state, data, key):
+        params = state.params - theta * jnp.sin(state.params)
+        return State(params), StepInfo(jnp.sum(params**2), jnp.array(False))
+
+    def begin(theta, data, key, *, num_steps=None):
+        return State(jnp.ones(10_000))
+
+    def temporary_bytes(bootstrap):
+        estimator = bootstrapped(
+            System(begin, step), truncation=3, bootstrap=bootstrap, horizon=6, num_tasks=2
+        )
+        theta = jnp.array(0.1)
+        state = estimator.init(theta, (), jax.random.key(0))
+        lowered = jax.jit(estimator.estimate).lower(theta, state, (), jax.random.key(1))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(20) < 1.05 * temporary_bytes(1)
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="bootstrapped: bootstrap must be an integer"):
         bootstrapped(descent(), truncation=2, bootstrap=0, horizon=4)

@@ -101,7 +101,7 @@ def test_bad_settings_are_refused():
         gpes(toys.linear(), truncation=6, horizon=12, share=4)
     with pytest.raises(ValueError, match="gpes: horizon=7 is not a multiple of truncation=6"):
         gpes(toys.linear(), truncation=6, horizon=7, share=1)
-    with pytest.raises(ValueError, match="gpes: horizon=None"):
+    with pytest.raises(TypeError, match="gpes: horizon must be an integer or a Horizon, got None"):
         gpes(toys.linear(), truncation=6, horizon=None)
     with pytest.raises(ValueError, match="gpes: share must be an integer of at least 1"):
         gpes(toys.linear(), truncation=6, horizon=12, share=0)

@@ -84,7 +84,7 @@ def test_one_window_per_trajectory_is_pes():
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="nres: horizon=7 is not a multiple"):
         nres(toys.linear(), truncation=3, horizon=7)
-    with pytest.raises(ValueError, match="nres: horizon=None"):
+    with pytest.raises(TypeError, match="nres: horizon must be an integer or a Horizon, got None"):
         nres(toys.linear(), truncation=3, horizon=None)
     with pytest.raises(ValueError, match="nres: sigma must be positive"):
         nres(toys.linear(), truncation=3, horizon=6, sigma=-1.0)

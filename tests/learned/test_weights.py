@@ -11,6 +11,7 @@ from flax import serialization
 
 from benchmarks import parity
 from metaopt import learned, train, tree
+from metaopt.learned import _weights
 from tests.learned import reference
 
 
@@ -101,7 +102,7 @@ def test_a_newer_format_is_refused(tmp_path, theta):
 
 
 def test_bad_arguments_are_refused(tmp_path, theta):
-    with pytest.raises(ValueError, match="optimizer='celo9' is not in metaopt.learned"):
+    with pytest.raises(ValueError, match="optimizer='celo9' makes no learned optimizer"):
         learned.save(tmp_path / "a.npz", theta, optimizer="celo9")
     bad = jax.tree.map(lambda x: x * jnp.nan, theta)
     with pytest.raises(ValueError, match="not finite in linear_0/b"):
@@ -120,6 +121,23 @@ def test_other_files_are_refused(tmp_path, theta):
     unknown = publish(tmp_path, {"layer": {"w": np.zeros(2)}})
     with pytest.raises(ValueError, match="no known optimizer.*layer/w"):
         learned.load(unknown, learned.celo2())
+
+
+@pytest.mark.parametrize("changed", [{"format": "1"}, {"settings": [1]}, {"optimizer": None}])
+def test_a_damaged_header_is_refused(tmp_path, theta, changed):
+    file = tmp_path / "weights.npz"
+    learned.save(file, theta, optimizer="celo2")
+    arrays = tree.read_arrays(file)
+    header = json.loads(arrays["__metaopt__"].tobytes()) | changed
+    arrays["__metaopt__"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    tree.write_arrays(file, arrays)
+    with pytest.raises(ValueError, match="is not one that save writes"):
+        learned.load(file, learned.celo2())
+
+
+def test_only_makers_of_optimizers_are_taken_from_a_file():
+    with pytest.raises(ValueError, match="optimizer='save' makes no learned optimizer"):
+        _weights.build({"optimizer": "save", "settings": {"path": "x"}})
 
 
 def test_a_truncated_file_is_refused(tmp_path, theta):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt import data, tasks
-from tests.algorithms.rows import episodes, linear_few_shot
+from tests.algorithms.rows import embedding_family, episodes, linear_few_shot, pixels_times
 
 SHAPE, CLASSES = (4, 4, 1), 3
 
@@ -73,6 +73,69 @@ def augmented():
     return drawn.family, images()
 
 
+def few_images():
+    """Two classes of three 4 x 5 images, in the precision in force."""
+    inputs = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 1))
+    return tasks.episodes(data.ClassPool(inputs))
+
+
+def small_convnet(statistics):
+    """Two blocks, 2-way 1-shot."""
+    sizes = {"num_ways": 2, "num_shots": 1, "num_queries": 2}
+    shape = few_images().inner.pool.inputs.shape
+    return tasks.few_shot_convnet(shape, channels=(2, 3), statistics=statistics, **sizes)
+
+
+def coordinates(field, **settings):
+    """Three 4 x 3 images of two channels."""
+    images = jax.random.uniform(jax.random.key(0), (3, 4, 3, 2))
+    family = tasks.coordinate_images(images.shape, field=field, hidden=(3,), **settings)
+    return family, tasks.episodes(images)
+
+
+def small_few_shot_mlp():
+    """2-way 1-shot."""
+    shape = few_images().inner.pool.inputs.shape
+    return tasks.few_shot_mlp(shape, num_ways=2, num_queries=2, hidden=(3,), activation="tanh")
+
+
+def support_of(family, pools):
+    """A family with the data of its support sets."""
+    return family, pools.inner
+
+
+def query_of(family, pools):
+    """A family with the data of its query sets."""
+    return family, pools.outer
+
+
+def with_running_statistics():
+    """A family whose params come with statistics of its episodes."""
+    family, pools = small_convnet("transductive"), few_images()
+    measure = tasks.running_statistics(family, num_episodes=2)
+
+    def init(task_params, key):
+        key_params, key_episodes = jax.random.split(key)
+        return measure(family.init(task_params, key_params), pools, key_episodes)
+
+    return small_convnet("running")._replace(init=init), pools.outer
+
+
+def environments():
+    """Linear regression in two environments of the point charges."""
+    pool = tasks.environment_pool(
+        tasks.point_charges(), jax.random.key(0), num_environments=2, num_points=5
+    )
+    family = tasks.environments(
+        lambda key: jax.random.normal(key, (2, 2)),
+        lambda params, inputs: inputs @ params,
+        pool_shape=pool.inputs.shape,
+        num_shots=2,
+        num_queries=3,
+    )
+    return family, tasks.episodes(pool).inner
+
+
 TASK_ROWS = [
     ("augmented", augmented),
     ("autoencoder", lambda: (tasks.autoencoder(SHAPE, hidden=(3,), batch_size=4), images())),
@@ -81,11 +144,28 @@ TASK_ROWS = [
     ("classification", lambda: (linear_classifier(), images())),
     ("clip_classification", lambda: normalised(tasks.clip_classification(CLASSES))),
     ("convnet", lambda: (tasks.convnet(SHAPE, CLASSES, channels=(2, 3), batch_size=4), images())),
+    ("coordinate_images", lambda: support_of(*coordinates("siren", support_share=0.3))),
+    ("coordinate_images", lambda: query_of(*coordinates("fourier", num_features=2))),
+    ("environments", environments),
     (
         "es_gradient",
         lambda: (tasks.es_gradient(small_mlp(), sigma=(0.01, 0.1), num_pairs=2), images()),
     ),
-    ("few_shot", lambda: (linear_few_shot(), episodes().inner)),
+    ("few_shot episodes", lambda: (linear_few_shot(), episodes().inner)),
+    (
+        "few_shot_embedding unit_features",
+        lambda: (embedding_family(tasks.unit_features(pixels_times)), episodes().outer),
+    ),
+    ("few_shot_convnet", lambda: support_of(small_convnet("transductive"), few_images())),
+    ("few_shot_convnet", lambda: query_of(small_convnet("support"), few_images())),
+    ("few_shot_mlp", lambda: query_of(small_few_shot_mlp(), few_images())),
+    (
+        "few_shot_continual",
+        lambda: (
+            tasks.few_shot_continual(linear_few_shot(), num_ways=1, num_sets=2),
+            episodes().outer,
+        ),
+    ),
     ("gradient_noise", lambda: (tasks.gradient_noise(small_mlp(), scale=(0.01, 0.1)), images())),
     ("least_squares", lambda: (tasks.least_squares(dim=3), ())),
     ("logistic", lambda: (tasks.logistic(SHAPE, CLASSES, batch_size=4, l2=0.1), images())),
@@ -112,9 +192,21 @@ TASK_ROWS = [
         lambda: (tasks.rnn_lm(5, hidden=3, embed=2, length=4, batch_size=2), characters()),
     ),
     ("rosenbrock", lambda: (tasks.rosenbrock(dim=3), ())),
+    ("running_statistics", with_running_statistics),
     ("sample_family", sampled),
     ("scaled_init", lambda: (tasks.scaled_init(small_mlp()), images())),
+    (
+        "shape_segmentation",
+        lambda: (tasks.shape_segmentation(size=4, channels=(2, 2), batch_size=2), ()),
+    ),
     ("sinusoid_regression", lambda: (tasks.sinusoid_regression(hidden=(4,), batch_size=3), ())),
+    (
+        "sinusoid_stream",
+        lambda: (
+            tasks.sinusoid_stream(hidden=(3,), num_functions=2, num_queries=2),
+            tasks.episodes(()).outer,
+        ),
+    ),
     (
         "transformer_lm",
         lambda: (

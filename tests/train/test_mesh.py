@@ -47,6 +47,61 @@ def test_the_loss_curve_does_not_depend_on_the_number_of_devices():
     np.testing.assert_allclose(curves[4], curves[1], rtol=1e-5)
 
 
+_SPLIT = """
+import json, os, sys
+count, share = map(int, sys.argv[1:])
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+from metaopt import doctor
+doctor.guard_cpu()
+doctor.enable_compilation_cache()
+import jax, optax
+from metaopt import core, estimators, tasks, train
+
+family = tasks.sinusoid_regression(hidden=(32, 64), activation="tanh")
+system = core.adaptation(family, optax.adam(1e-2, eps_root=1e-8), outer_loss="same_batch")
+theta = family.init(family.sample(jax.random.key(0)), jax.random.key(1))
+losses = []
+result = train.meta_train(
+    {"pes": estimators.pes(system, sigma=0.01, truncation=5, horizon=20, num_tasks=4),
+     "backprop": estimators.backprop(system, horizon=5, num_tasks=4)},
+    theta, {"pes": (), "backprop": ()}, jax.random.key(2), outer_opt=optax.adam(1e-3), num_steps=10,
+    place=train.task_sharding(params_devices=share, min_entries=512),
+    on_report=lambda step, metrics: losses.append(metrics.get("loss")), probe_every=1,
+)
+arrays = {
+    "theta": result.state.theta[1]["w"],
+    "moment": result.state.outer_state[0].mu[1]["w"],
+    "inner": result.state.estimator_states["pes"].arms.state.inner.params[1]["w"],
+    "bias": result.state.theta[1]["b"],
+}
+shares = {name: x.size // x.addressable_shards[0].data.size for name, x in arrays.items()}
+print(json.dumps([shares, losses[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_parameters_of_one_task_may_be_split_over_devices():
+    ends = {}
+    for count, share in ((1, 1), (8, 2)):
+        output = subprocess.run(
+            [sys.executable, "-c", _SPLIT, str(count), str(share)],
+            cwd=pathlib.Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        ends[count] = json.loads(output)
+    assert ends[1][0] == {"theta": 1, "moment": 1, "inner": 1, "bias": 1}
+    # Inner parameters: four tasks on four shares of devices, each array in halves.
+    assert ends[8][0] == {"theta": 2, "moment": 2, "inner": 8, "bias": 1}
+    np.testing.assert_allclose(ends[8][1], ends[1][1], rtol=1e-5)
+
+
+def test_a_share_that_does_not_divide_the_devices_is_refused():
+    with pytest.raises(ValueError, match="params_devices=3 must be at least 1 and divide"):
+        train.task_sharding(params_devices=3)
+
+
 def test_one_device_is_no_special_case():
     placed = problems.run(num_steps=5, place=train.task_sharding())
     np.testing.assert_allclose(placed.state.best_score, problems.run(num_steps=5).state.best_score)

@@ -36,7 +36,7 @@ def test_a_theta_that_does_not_fit_is_refused(tmp_path, like, message):
 def test_pickled_content_is_never_executed(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive, archive.open("a.npy", "w") as f:
         np.lib.format.write_array(f, np.array([{"x": 1}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match="a.npy holds object, which is no kind of number"):
         train.load_theta(tmp_path / "bad.npz", {"a": jnp.zeros(1)})
 
 
