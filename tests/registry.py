@@ -62,8 +62,8 @@ def row(covers: str, make: Callable[[], Any], label: str = "", *, heavy: bool = 
 
 
 HEAVY_ALGORITHMS = """
-    camel good_embedding interference interval_maml learned_loss learned_policy_gradient loss_weights
-    maml_rl meta_curvature meta_gradient_rl meta_modulation npbml t_net warp_grad
+    camel good_embedding interference interval_maml learned_loss learned_policy_gradient
+    loss_weights maml_rl meta_curvature meta_gradient_rl meta_modulation npbml t_net warp_grad
 """.split()
 
 

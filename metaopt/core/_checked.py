@@ -34,7 +34,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     Returns:
         The same function, which raises a TypeError for a wrong kind and a ValueError for an unknown
         word or NaN.
+
+    Raises:
+        TypeError: if `function` is none.
     """
+    if not callable(function):
+        raise TypeError(f"checked: function must be a function, got {function!r}.")
     signature = inspect.signature(function)
 
     @functools.wraps(function)

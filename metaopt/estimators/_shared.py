@@ -112,7 +112,7 @@ def map_tasks(
     A group takes every (num_tasks / at_once)-th task, so that each device of a sharded task axis
     has its share of every group.
     """
-    keys = jax.random.split(key, num_tasks)
+    keys = _on_task_axis(jax.random.split(key, num_tasks))
     if at_once is None or at_once == num_tasks:
         return jax.vmap(function)(state, keys)
     # As raw numbers: moving axes of a batch of keys counts as using them.
@@ -130,6 +130,20 @@ def map_tasks(
 
     groups = jax.tree.map(split, (state, key_data))
     return jax.tree.map(join, jax.lax.map(one_group, groups))
+
+
+def _on_task_axis(keys):
+    """Keys of tasks, split over the axis "tasks" of the mesh in force, if there is one.
+
+    Without a state whose tasks are on devices already, every device would do all of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if kinds.get("tasks") != jax.sharding.AxisType.Auto or len(keys) % mesh.shape["tasks"]:
+        return keys
+    data = jax.random.key_data(keys)
+    data = jax.lax.with_sharding_constraint(data, jax.sharding.PartitionSpec("tasks"))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
 
 
 def perturbation(theta: PyTree, sigma: Scalar, key: PRNGKeyArray) -> PyTree:

@@ -1,5 +1,6 @@
 """The driver: a loop around one compiled meta-step, with probes, metrics and checkpoints."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -91,7 +92,10 @@ def compile_step(
         donate_argnums=0,
         out_shardings=(shardings, state.step.sharding),
     )
-    call = step.lower(state, data).compile()
+    # Estimators without a state learn from the mesh that there are devices to share their tasks.
+    mesh = getattr(state.step.sharding, "mesh", None)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        call = step.lower(state, data).compile()
     seconds = time.perf_counter() - start
     memory = call.memory_analysis()
     if memory is None:  # Not every backend tells.

@@ -47,6 +47,49 @@ def test_the_loss_curve_does_not_depend_on_the_number_of_devices():
     np.testing.assert_allclose(curves[4], curves[1], rtol=1e-5)
 
 
+_STATELESS = """
+import json, os, sys
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
+from metaopt import doctor
+doctor.guard_cpu()
+doctor.enable_compilation_cache()
+import jax, optax
+from metaopt import algorithms, data, tasks, train
+
+pool = data.by_class(
+    data.strokes(jax.random.key(0), num_classes=12, examples_per_class=8, size=8)
+)
+family = tasks.few_shot_mlp(pool.inputs.shape, num_ways=3, num_queries=4, hidden=(16,))
+learner = algorithms.maml(family, optax.sgd(0.1), num_steps=3, num_tasks=16)
+losses = []
+result = train.meta_train(
+    {"characters": learner.estimator}, learner.init(jax.random.key(1)),
+    {"characters": tasks.episodes(pool)}, jax.random.key(2), outer_opt=optax.adam(1e-2),
+    num_steps=20, place=train.task_sharding(), probe_every=1,
+    on_report=lambda step, metrics: losses.append(metrics.get("loss")),
+)
+print(json.dumps([losses[1:], result.compiled.call.cost_analysis()["flops"]]))
+"""
+
+
+@pytest.mark.slow
+def test_estimators_without_a_state_share_their_tasks_too():
+    ends = {}
+    for count in (1, 8):
+        output = subprocess.run(
+            [sys.executable, "-c", _STATELESS, str(count)],
+            cwd=pathlib.Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        ends[count] = json.loads(output)
+    (one, work), (eight, work_of_each) = ends[1], ends[8]
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+    # An eighth, and what every device does: the outer update and the draw of the keys.
+    assert work_of_each < work / 4
+
+
 _SPLIT = """
 import json, os, sys
 count, share = map(int, sys.argv[1:])
