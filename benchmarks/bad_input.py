@@ -2,7 +2,8 @@
 
     python benchmarks/bad_input.py        # two minutes on one core
 
-Each argument of each factory with values of a wrong kind; wrong thetas, keys, losses, states and
+Each argument of each factory with values of a wrong kind; each setting of `metaopt train`, of a
+wrong kind or out of range; wrong thetas, keys, losses, states and
 parameters for what the factories build (`tests/bad_input.py`). "clear" is a ValueError or TypeError
 that names the argument, when a function is built or traced.
 
@@ -22,6 +23,7 @@ doctor.guard_cpu()
 
 import collections  # noqa: E402
 import json  # noqa: E402
+import tempfile  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -50,6 +52,8 @@ def main(config: Config) -> dict:
         "problems that break their contract": bad_input.problems(calls),
         "theta and params of learned optimizers": bad_input.learned_optimizers(),
     }
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        kinds["settings of the command line"] = list(bad_input.command_line(Path(folder), patch))
     results: dict[str, Any] = {**_measure.provenance(), "rows": []}
     for kind, tried in kinds.items():
         attempts = list(tried)

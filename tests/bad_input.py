@@ -8,9 +8,14 @@ An attempt ends as "clear" (a ValueError or TypeError that names the argument), 
 does not) or "accepted".
 """
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
+import io
+import pathlib
+import shutil
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -288,3 +293,76 @@ def learned_optimizers() -> Iterator[Attempt]:
                 row.label, "theta", "of other shapes", ("theta",),
                 update, params, params, longer,
             )  # fmt: skip
+
+
+# Command line ---------------------------------------------------------------------------------
+
+
+class Started(Exception):
+    """The command would have begun to train."""
+
+
+def command_line(folder: pathlib.Path, monkeypatch) -> Iterator[Attempt]:
+    """Every setting of `metaopt train`, of a wrong kind or out of range; nothing is trained."""
+    from metaopt import train
+    from metaopt.cli import _settings, main
+
+    def started(*args, **kwargs):
+        raise Started
+
+    def run(words):
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
+            try:
+                status = main(["train", "--out", str(folder / "run"), *words])
+            except SystemExit as end:
+                status = end.code
+        # The words of the command are in the usage too.
+        lines = [line for line in errors.getvalue().splitlines() if "usage" not in line.lower()]
+        raise (ValueError if status == 2 else RuntimeError)(" ".join(lines))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "meta_train", started)
+        for flag, annotation in flags(_settings.RunSettings):
+            # Any integer is a seed, flags take no word, and only some tasks read a directory.
+            if flag in ("--seed", "--task.data-dir") or annotation is bool:
+                continue
+            group, _, name = flag.removeprefix("--").rpartition(".")
+            # `task.names nonsense` is an unknown task.
+            words = (name, name.replace("-", "_"), f"unknown {group}")
+            for bad in bad_words(annotation):
+                value = " ".join(bad)
+                tried = attempt("metaopt train", flag, value, words, run, [flag, *bad])
+                is_started = tried.message.startswith("Started")
+                yield tried._replace(outcome="accepted") if is_started else tried
+                # Nothing may be left behind by what was refused.
+                if tried.outcome == "clear" and (folder / "run").exists():
+                    yield tried._replace(outcome="error", message="left a folder")
+                shutil.rmtree(folder / "run", ignore_errors=True)
+
+
+def flags(settings: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """Flag and annotation of every setting."""
+    for name, annotation in typing.get_type_hints(settings).items():
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(annotation):
+            yield from flags(typing.cast(type, annotation), f"{flag}.")
+        else:
+            yield flag, annotation
+
+
+def bad_words(annotation) -> list[list[str]]:
+    """Words that a setting must refuse."""
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        (annotation,) = [part for part in parts if part is not types.NoneType]
+        parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple:
+        words = [word[0] for word in bad_words(parts[0])]
+        count = 1 if parts[-1] is Ellipsis else len(parts)
+        return [[word] * count for word in words]
+    if annotation is int:
+        return [["many"], ["1.5"], ["-2"]]
+    if annotation is float:
+        return [["much"], ["nan"], ["-2"]]
+    return [["nonsense"]]

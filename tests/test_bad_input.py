@@ -47,6 +47,12 @@ def test_learned_optimizers_name_a_wrong_theta_and_wrong_params():
     assert not found, found
 
 
+@pytest.mark.slow
+def test_settings_of_the_command_line_are_named_before_anything_is_written(tmp_path, monkeypatch):
+    found = unclear(bad_input.command_line(tmp_path, monkeypatch))
+    assert not found, found
+
+
 def test_outcomes_are_told_apart():
     def fails(error):
         raise error

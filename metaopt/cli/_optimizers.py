@@ -186,6 +186,11 @@ def _check_outer(outer: OuterSettings) -> None:
             f"outer.learning_rate and outer.clip must be positive, "
             f"got {outer.learning_rate} and {outer.clip}."
         )
+    if not (0 <= outer.final_fraction <= 1 and 0 <= outer.b2 < 1):
+        raise ValueError(
+            f"outer.final_fraction must be in [0, 1] and outer.b2 in [0, 1), "
+            f"got {outer.final_fraction} and {outer.b2}."
+        )
     for name in ("clip_value", "update_clip"):
         value = getattr(outer, name)
         if value is not None and not value > 0:

@@ -107,10 +107,11 @@ def sampled_problems(settings: TaskSettings, horizon: int) -> list[Problem]:
         ValueError: for numbers out of range.
         ImportError: if the text cannot be read.
     """
-    if settings.sampled < 0 or not settings.sampled_seconds > 0:
+    if min(settings.sampled, settings.sampled_seed) < 0 or not settings.sampled_seconds > 0:
         raise ValueError(
-            f"task.sampled must be at least 0 and task.sampled_seconds positive, "
-            f"got {settings.sampled} and {settings.sampled_seconds}."
+            f"task.sampled and task.sampled_seed must be at least 0 and task.sampled_seconds "
+            f"positive, got {settings.sampled}, {settings.sampled_seed} and "
+            f"{settings.sampled_seconds}."
         )
     if not settings.sampled:
         return []
@@ -195,7 +196,12 @@ def make_estimator(
     system = core.training(problem.family, optimizer, outer_loss=settings.task.outer_loss)
     if problem.delay:
         system = unroll.delayed_gradients(system, delay=problem.delay)
-    shared = {"horizon": unroll.log_uniform(*chosen.horizon), "num_tasks": chosen.num_tasks}
+    shortest, longest = chosen.horizon
+    if not 1 <= shortest <= longest:
+        raise ValueError(
+            f"estimator.horizon must be a range from at least 1, got {shortest} {longest}."
+        )
+    shared = {"horizon": unroll.log_uniform(shortest, longest), "num_tasks": chosen.num_tasks}
     if chosen.name not in WHOLE:
         shared["truncation"] = chosen.truncation
     if chosen.name in WHOLE:
@@ -214,6 +220,8 @@ def make_estimator(
         shared["sigma"] = chosen.sigma
     if chosen.name == "gpes":
         shared["share"] = chosen.share
+    elif chosen.share is not None:
+        raise ValueError(f"{chosen.name} has no estimator.share; it belongs to gpes.")
     return getattr(estimators, chosen.name)(system, **shared)
 
 
