@@ -3,9 +3,9 @@
     python benchmarks/bad_input.py        # two minutes on one core
 
 Each argument of each factory with values of a wrong kind; each setting of `metaopt train`, of a
-wrong kind or out of range; wrong thetas, keys, losses, states and
-parameters for what the factories build (`tests/bad_input.py`). "clear" is a ValueError or TypeError
-that names the argument, when a function is built or traced.
+wrong kind or out of range; wrong thetas, keys, losses, states and parameters for what the
+factories build (`tests/bad_input.py`). "clear" is a ValueError or TypeError that names the
+argument, when a function is built or traced.
 
 Expected: nothing but "clear".
 
