@@ -144,10 +144,10 @@ def main(config: Config) -> dict:
     start, results, curves = time.perf_counter(), {}, {}
     keys = jax.vmap(jax.random.key)(jnp.array(config.seeds))
     test_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-    for name, make in LEARNERS.items():
+    for name, make in LEARNERS.items():  # On the same keys.
         begin = time.process_time()
         run = jax.vmap(lambda key, make=make: meta_train(config, make, key))
-        theta, losses = jax.block_until_ready(jax.jit(run)(keys))
+        theta, losses = jax.block_until_ready(jax.jit(run)(jax.random.clone(keys)))
         results[name] = {"process seconds": round(time.process_time() - begin, 1), "steps": {}}
         curves[name] = smooth(np.asarray(losses).mean(axis=0))
         for steps in config.test_steps:
@@ -156,7 +156,7 @@ def main(config: Config) -> dict:
                     config, make, steps, theta, key
                 )
             )
-            found = np.asarray(jax.jit(test)(theta, test_keys))
+            found = np.asarray(jax.jit(test)(theta, jax.random.clone(test_keys)))
             results[name]["steps"][str(steps)] = {
                 "mean": [float(x) for x in found.mean(axis=1)],
                 "median": [float(x) for x in np.median(found, axis=1)],
@@ -164,7 +164,7 @@ def main(config: Config) -> dict:
         print(name, results[name], flush=True)
         if make is weighted:
             of_seeds = jax.vmap(lambda theta, key: mean_weights(config, theta, key))
-            wrong, right = np.asarray(jax.jit(of_seeds)(theta, test_keys)).T
+            wrong, right = np.asarray(jax.jit(of_seeds)(theta, jax.random.clone(test_keys))).T
             results[name]["mean weight of wrong points"] = [float(x) for x in wrong]
             results[name]["mean weight of right points"] = [float(x) for x in right]
     record = {
