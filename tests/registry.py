@@ -45,8 +45,7 @@ class Row(NamedTuple):
         label: the name of the test.
         covers: the public names that the row stands for.
         make: builds it, in the precision in force.
-        heavy: takes long to compile, and its names have other rows or, in `algorithms`, fast tests
-            of their own.
+        heavy: takes long to compile, and its names have other rows or fast tests of their own.
     """
 
     label: str
@@ -61,10 +60,11 @@ def row(covers: str, make: Callable[[], Any], label: str = "", *, heavy: bool = 
     return Row(label or names[0], names, make, heavy)
 
 
-HEAVY_ALGORITHMS = """
-    camel good_embedding interference interval_maml learned_loss learned_policy_gradient
-    loss_weights maml_rl meta_curvature meta_gradient_rl meta_modulation npbml t_net warp_grad
-""".split()
+# Each compiles an adaptation and its derivative.
+HEAVY_TASKS = (
+    "coordinate_images", "few_shot_continual", "few_shot_convnet", "running_statistics",
+    "shape_segmentation", "sinusoid_stream",
+)  # fmt: skip
 
 
 def numbered(package: str, rows) -> list[Row]:
@@ -74,7 +74,7 @@ def numbered(package: str, rows) -> list[Row]:
             f"{package}.{names.split()[0]}-{index}",
             tuple(f"{package}.{name}" for name in names.split()),
             make,
-            heavy=names.split()[0] in HEAVY_ALGORITHMS,
+            heavy=package == "algorithms" or names.split()[0] in HEAVY_TASKS,
         )
         for index, (names, make) in enumerate(rows)
     ]

@@ -7,6 +7,7 @@ import pytest
 
 from metaopt import tasks
 from tests.helpers import ravel, relative_error
+from tests.registry import HEAVY_TASKS
 from tests.tasks.rows import TASK_ROWS
 
 TASK_IDS = [f"{name}-{i}" for i, (name, _) in enumerate(TASK_ROWS)]
@@ -16,7 +17,7 @@ FAMILIES = {
     if name not in ("clip_classification", "relative_log", "velo_classification")
 }
 # Long to compile; the conformance tests cover them as well.
-HEAVY = ("transformer_lm", "vision_transformer")
+HEAVY = ("transformer_lm", "vision_transformer", *HEAVY_TASKS)
 
 
 def run(family, pool, key):
