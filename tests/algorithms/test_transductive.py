@@ -106,11 +106,13 @@ def test_unlabelled_examples_move_a_prototype_that_one_example_misplaces(x64):
     support = np.array([[0.0, 2.0], [2.5, 2.5], [3.5, 3.5]])
     truth = np.repeat([0, 1], 40)
     found = soft_clusters(jnp.asarray(queries), jnp.asarray(support), LABELS, num_ways=2)
-    means = np.array([support[0], support[1:].mean(0)])
-    nearest = ((queries[:, None] - means) ** 2).sum(-1).argmin(1)
-    assert (np.asarray(found.assignments).argmax(1) == truth).mean() == 1.0
-    assert (nearest == truth).mean() <= 1.0
-    np.testing.assert_allclose(found.prototypes[1], [3, 3], atol=0.3)
+    assert (np.asarray(found.assignments).argmax(1) == truth).all()
+    # The clusters are so far apart that assignments are 0 or 1, and prototypes plain means.
+    expected = [
+        np.concatenate([queries[truth == way], support[LABELS == way]]).mean(axis=0)
+        for way in range(2)
+    ]
+    np.testing.assert_allclose(found.prototypes, expected, rtol=1e-6)
 
 
 def test_one_round_at_a_low_temperature_is_the_nearest_prototype():
