@@ -28,6 +28,7 @@ from metaopt.core import (
     TaskParams,
     Theta,
     checked,
+    loss_functions,
 )
 from metaopt.estimators._reach import check_reach
 from metaopt.estimators._shared import check_tasks, map_tasks
@@ -132,7 +133,12 @@ def inner_loop(
         (value, _), grads = value_and_grad(loss, has_aux=True)(
             params, theta, task_params, support, key
         )
-        updates, opt_state = opt(theta).update(grads, opt_state, params, value=value)
+
+        def inner_loss(params):
+            return loss(params, theta, task_params, support, jax.random.clone(key))[0]
+
+        extra = loss_functions(inner_loss, value, grads, value_and_grad=value_and_grad)
+        updates, opt_state = opt(theta).update(grads, opt_state, params, **extra)
         params = optax.apply_updates(params, updates)
         if report is not None:
             value = report(params, theta, task_params, query, jax.random.clone(key))

@@ -29,6 +29,7 @@ from metaopt.core._contracts import (
     Theta,
     keep_finite,
 )
+from metaopt.core._loss_functions import loss_functions
 from metaopt.core._minibatch import minibatched
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "bilevel_training",
     "checked",
     "keep_finite",
+    "loss_functions",
     "minibatched",
     "training",
 ]

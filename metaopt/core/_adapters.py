@@ -30,6 +30,7 @@ from metaopt.core._contracts import (
     TaskFamily,
     TaskParams,
 )
+from metaopt.core._loss_functions import loss_functions
 
 OuterLoss = Literal["train", "same_batch", "validation"]
 
@@ -58,7 +59,8 @@ def training(
 
     Args:
         family: where tasks come from; every trajectory draws a new one.
-        learned: the optimizer. Its `update` is given `value=`, the training loss.
+        learned: the optimizer. Its `update` is given the training loss, `value=`, and the other
+            extra arguments of `loss_functions`.
         outer_loss: what a step reports, normalised by the family. `"train"`: the loss whose
             gradient the step follows, so measured before the update; it costs nothing.
             `"same_batch"`: the loss after the update on the same batch. `"validation"`: the loss
@@ -136,11 +138,15 @@ def _training(name, family, init_params, make_optimizer, outer_loss) -> System:
         task_params = state.task_params
         batch = family.batch(data.inner, task_params, key_batch)
 
+        def inner_loss(params):
+            return family.loss(params, task_params, batch, jax.random.clone(key_loss))[0]
+
         (loss, _), grads = value_and_grad(family.loss, has_aux=True)(
             state.params, task_params, batch, key_loss
         )
+        extra = loss_functions(inner_loss, loss, grads, value_and_grad=value_and_grad)
         updates, opt_state = optimizer(theta, state.num_steps).update(
-            grads, state.opt_state, state.params, value=loss
+            grads, state.opt_state, state.params, **extra
         )
         params = optax.apply_updates(state.params, updates)
 
@@ -188,7 +194,12 @@ def bilevel_training(problem: BilevelProblem, inner_opt: optax.GradientTransform
     def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
         key_inner, key_outer = jax.random.split(key)
         loss, grads = value_and_grad(problem.inner_loss)(state.params, theta, data, key_inner)
-        updates, opt_state = inner_opt.update(grads, state.opt_state, state.params, value=loss)
+
+        def inner_loss(params):
+            return problem.inner_loss(params, theta, data, jax.random.clone(key_inner))
+
+        extra = loss_functions(inner_loss, loss, grads, value_and_grad=value_and_grad)
+        updates, opt_state = inner_opt.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         outer = problem.outer_loss(params, theta, data, key_outer)
         return BilevelState(params, opt_state), StepInfo(outer, jnp.array(False))

@@ -103,7 +103,8 @@ class LearnedOptimizer(NamedTuple):
     Attributes:
         init: `(key) -> theta`.
         optimizer: `(theta, *, num_steps=None) -> optax.GradientTransformationExtraArgs`, complete:
-            its updates are added to the parameters. `update` is given `value=`, the inner loss.
+            its updates are added to the parameters. `update` is given `value=`, the inner loss, and
+            in a `training` the other arguments of `loss_functions`.
             `num_steps` may be traced.
     """
 
