@@ -315,6 +315,21 @@ def test_a_failed_linear_solve_gives_nan_unless_told_otherwise(x64):
     assert np.isnan(np.asarray(grads[3])).all()
 
 
+@pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
+def test_theta_need_not_move_the_residual_of_every_unknown(x64, mode):
+    def coupled(x, theta):
+        return (x["a"] - theta) ** 2 + (x["b"] - 1) ** 2 + x["a"] * x["b"] / 2
+
+    def closed_form(f, start):
+        # 2 (a - θ) + b / 2 = 0 and 2 (b - 1) + a / 2 = 0.
+        a = (2 * 0.7 - 0.5) / (2 - 0.125)
+        return {"a": jnp.asarray(a), "b": jnp.asarray(1 - a / 4)}
+
+    find = minimise(coupled, closed_form)
+    slope = mode(lambda theta: find(theta, {"a": 0.0, "b": 0.0})["a"])(0.7)
+    np.testing.assert_allclose(slope, 2 / (2 - 0.125), rtol=1e-8)
+
+
 def test_a_randomised_solver_is_seeded(x64):
     solver = seeded(nystrom(rank=SIZE, damping=1e-7), jax.random.key(5))
     find = minimise(loss, newton, solver=solver)
