@@ -179,7 +179,7 @@ def average(
     (`second_order`) one Hessian-vector and one mixed product.
 
     Contributions that are not finite must be zero already; they count in the mean's denominator.
-    Gradient and loss do not depend on the order of the tasks, nor on how devices share them.
+    Gradient, loss and spread are the same for every order of tasks and every sharing of devices.
     The loss is the mean over the tasks in which it is finite.
     """
     grad = tree.cast_like(jax.tree.map(tree.reproducible_mean, grads), theta)
@@ -192,7 +192,7 @@ def average(
     info = EstimateInfo(
         nonfinite=1 - jnp.mean(finite.astype(jnp.float32)),
         frozen=jnp.mean(frozen.astype(jnp.float32)),
-        spread=jnp.mean(spread).astype(jnp.float32),
+        spread=tree.reproducible_mean(jnp.atleast_1d(spread)).astype(jnp.float32),
         inner_steps=steps,
         oracles=Oracles(steps, zero, products, products),
         aux=aux,
