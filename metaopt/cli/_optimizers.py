@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from metaopt import core, eval, learned
+from metaopt import core, eval, learned, optimizers
 from metaopt.cli._settings import OptimizerSettings, OuterSettings, RunSettings, known
 
 
@@ -137,6 +137,10 @@ def make_outer(settings: RunSettings) -> optax.GradientTransformation:
     )
     if outer.optimizer == "adamw":
         rule = optax.adamw(schedule, b2=outer.b2, weight_decay=outer.weight_decay)
+    elif outer.optimizer == "grams":
+        rule = optimizers.grams(schedule, b2=outer.b2)
+    elif outer.optimizer == "adagrad_norm":
+        rule = optimizers.adagrad_norm(schedule)
     else:
         rule = optax.adam(schedule, b2=outer.b2)
     if outer.update_clip is not None:
@@ -145,6 +149,8 @@ def make_outer(settings: RunSettings) -> optax.GradientTransformation:
         rule = optax.MultiSteps(rule, outer.accumulate).gradient_transformation()
     if outer.clip is not None:
         rule = optax.chain(optax.clip_by_global_norm(outer.clip), rule)
+    if outer.auto_clip is not None:
+        rule = optax.chain(optimizers.auto_clip(percentile=outer.auto_clip), rule)
     if outer.clip_value is not None:
         rule = optax.chain(optax.clip(outer.clip_value), rule)
     chosen = settings.optimizer
@@ -191,6 +197,8 @@ def _check_outer(outer: OuterSettings) -> None:
             f"outer.final_fraction must be in [0, 1] and outer.b2 in [0, 1), "
             f"got {outer.final_fraction} and {outer.b2}."
         )
+    if outer.auto_clip is not None and not 0 <= outer.auto_clip <= 100:
+        raise ValueError(f"outer.auto_clip must be from 0 to 100, got {outer.auto_clip}.")
     for name in ("clip_value", "update_clip"):
         value = getattr(outer, name)
         if value is not None and not value > 0:

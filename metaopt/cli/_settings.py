@@ -91,8 +91,8 @@ class EstimatorSettings:
 class OuterSettings:
     """The optimization of theta: Adam with clipping, warm-up and a cosine."""
 
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """Adam, or with decoupled weight decay."""
+    optimizer: Literal["adam", "adamw", "grams", "adagrad_norm"] = "adam"
+    """Adam, with decoupled weight decay, Grams, or one step size for all from their norms."""
     weight_decay: float = 0.0
     """Of adamw."""
 
@@ -106,6 +106,8 @@ class OuterSettings:
     """Final learning rate as a fraction of the peak."""
     clip: float | None = 1.0
     """Global norm to which meta-gradients are clipped; None: not clipped."""
+    auto_clip: float | None = None
+    """Percentile of earlier global norms to which meta-gradients are clipped, before `clip`."""
     clip_value: float | None = None
     """What each entry of the meta-gradient is clipped to, before its norm."""
     update_clip: float | None = None

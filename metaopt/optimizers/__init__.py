@@ -1,17 +1,236 @@
-"""Hand-written update rules from the literature that optax lacks."""
+"""Hand-written update rules: those of optax, safe to differentiate through, and those it lacks."""
 
+from metaopt.optimizers._accelerated import AcceleratedState, agd, fista
+from metaopt.optimizers._adagrad_norm import AdaGradNormState, adagrad_norm, scale_by_adagrad_norm
+from metaopt.optimizers._ademamix_schedules import ademamix_alpha_schedule, ademamix_b3_schedule
+from metaopt.optimizers._ai_sarah import AISarah, AISarahState, ai_sarah
+from metaopt.optimizers._auto_clip import AutoClipState, auto_clip, safe_clip_by_global_norm
+from metaopt.optimizers._batch_size_tests import (
+    BatchSizeTest,
+    augmented_test,
+    grow_batch_size,
+    inner_product_test,
+    norm_test,
+)
 from metaopt.optimizers._complex_momentum import (
     ComplexMomentumState,
     complex_momentum,
     scale_by_complex_momentum,
 )
+from metaopt.optimizers._diffgrad import DiffGradState, diffgrad, scale_by_diffgrad
+from metaopt.optimizers._egn import EGNState, egn, gauss_newton_direction
+from metaopt.optimizers._fosi import FosiState, fosi, refresh_fosi
+from metaopt.optimizers._frank_wolfe import (
+    FrankWolfeState,
+    frank_wolfe,
+    l1_ball_lmo,
+    nuclear_ball_lmo,
+    simplex_lmo,
+)
+from metaopt.optimizers._from_optax import (
+    acprop,
+    adabelief,
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    adan,
+    ademamix,
+    adopt,
+    amsgrad,
+    dog,
+    dowg,
+    fromage,
+    lamb,
+    lars,
+    lion,
+    madgrad,
+    momo,
+    momo_adam,
+    muon,
+    nadam,
+    nadamw,
+    novograd,
+    optimistic_adam,
+    polyak_sgd,
+    radam,
+    rmsprop,
+    rprop,
+    schedule_free_adamw,
+    schedule_free_sgd,
+    sgd,
+    sign_sgd,
+)
+from metaopt.optimizers._gam import accelerated_gam, gam
+from metaopt.optimizers._gradient_penalty import Difference, gradient_penalty
+from metaopt.optimizers._grams import grams, scale_by_grams
+from metaopt.optimizers._lanczos import Eigenpairs, lanczos_extremes
+from metaopt.optimizers._lr_estimate import (
+    LREstimateState,
+    entrywise_lr_estimate,
+    lr_estimate,
+    one_cycle_momentum,
+)
+from metaopt.optimizers._mirror import (
+    MirrorMap,
+    MirrorState,
+    entropy_map,
+    euclidean_map,
+    mirror_descent,
+    mirror_prox,
+)
+from metaopt.optimizers._multistage import MultistageFit, multistage_fit, multistage_predict
+from metaopt.optimizers._mup_second_order import SecondOrderMup, mup_second_order
+from metaopt.optimizers._nm_sparsity import nm_mask, sr_ste, ste_sparse
+from metaopt.optimizers._oasis import OasisState, oasis
+from metaopt.optimizers._opt_amsgrad import (
+    OptAMSGradState,
+    Predictor,
+    minimal_polynomial_extrapolation,
+    opt_amsgrad,
+    scale_by_opt_amsgrad,
+)
+from metaopt.optimizers._polynomial_averaging import (
+    PolynomialAveragingState,
+    averaged_params,
+    polynomial_averaging,
+)
+from metaopt.optimizers._project_scale_invariant import adamp, project_scale_invariant, sgdp
+from metaopt.optimizers._sam import sam_gradient
+from metaopt.optimizers._sania import SANIAState, sania
 from metaopt.optimizers._shampoo import ShampooState, scale_by_shampoo, shampoo
+from metaopt.optimizers._smb import SMBState, smb
+from metaopt.optimizers._soft_threshold import annealed_alpha, soft_threshold
+from metaopt.optimizers._solver import FirstOrderSolver, SolverInfo, implicit_solution
+from metaopt.optimizers._teleport import Symmetry, TeleportState, teleport, teleport_every
 
 __all__ = [
+    "AISarah",
+    "AISarahState",
+    "AcceleratedState",
+    "AdaGradNormState",
+    "AutoClipState",
+    "BatchSizeTest",
     "ComplexMomentumState",
+    "DiffGradState",
+    "Difference",
+    "EGNState",
+    "Eigenpairs",
+    "FirstOrderSolver",
+    "FosiState",
+    "FrankWolfeState",
+    "LREstimateState",
+    "MirrorMap",
+    "MirrorState",
+    "MultistageFit",
+    "OasisState",
+    "OptAMSGradState",
+    "PolynomialAveragingState",
+    "Predictor",
+    "SANIAState",
+    "SMBState",
+    "SecondOrderMup",
     "ShampooState",
+    "SolverInfo",
+    "Symmetry",
+    "TeleportState",
+    "accelerated_gam",
+    "acprop",
+    "adabelief",
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adagrad_norm",
+    "adam",
+    "adamax",
+    "adamp",
+    "adamw",
+    "adan",
+    "ademamix",
+    "ademamix_alpha_schedule",
+    "ademamix_b3_schedule",
+    "adopt",
+    "agd",
+    "ai_sarah",
+    "amsgrad",
+    "annealed_alpha",
+    "augmented_test",
+    "auto_clip",
+    "averaged_params",
     "complex_momentum",
+    "diffgrad",
+    "dog",
+    "dowg",
+    "egn",
+    "entropy_map",
+    "entrywise_lr_estimate",
+    "euclidean_map",
+    "fista",
+    "fosi",
+    "frank_wolfe",
+    "fromage",
+    "gam",
+    "gauss_newton_direction",
+    "gradient_penalty",
+    "grams",
+    "grow_batch_size",
+    "implicit_solution",
+    "inner_product_test",
+    "l1_ball_lmo",
+    "lamb",
+    "lanczos_extremes",
+    "lars",
+    "lion",
+    "lr_estimate",
+    "madgrad",
+    "minimal_polynomial_extrapolation",
+    "mirror_descent",
+    "mirror_prox",
+    "momo",
+    "momo_adam",
+    "multistage_fit",
+    "multistage_predict",
+    "muon",
+    "mup_second_order",
+    "nadam",
+    "nadamw",
+    "nm_mask",
+    "norm_test",
+    "novograd",
+    "nuclear_ball_lmo",
+    "oasis",
+    "one_cycle_momentum",
+    "opt_amsgrad",
+    "optimistic_adam",
+    "polyak_sgd",
+    "polynomial_averaging",
+    "project_scale_invariant",
+    "radam",
+    "refresh_fosi",
+    "rmsprop",
+    "rprop",
+    "safe_clip_by_global_norm",
+    "sam_gradient",
+    "sania",
+    "scale_by_adagrad_norm",
     "scale_by_complex_momentum",
+    "scale_by_diffgrad",
+    "scale_by_grams",
+    "scale_by_opt_amsgrad",
     "scale_by_shampoo",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "sgd",
+    "sgdp",
     "shampoo",
+    "sign_sgd",
+    "simplex_lmo",
+    "smb",
+    "soft_threshold",
+    "sr_ste",
+    "ste_sparse",
+    "teleport",
+    "teleport_every",
 ]

@@ -1,31 +1,37 @@
-"""Shampoo: Kronecker-factored preconditioning of matrices, with the step length of Adam.
+"""Shampoo: Kronecker-factored preconditioning of matrices, with the step length of another rule.
 
     L ← ρ L + (1-ρ) G Gᵀ,    R ← ρ R + (1-ρ) Gᵀ G,    m̂, v̂ as in Adam
     d = L^(-1/4) m̂ R^(-1/4),    u = d · |a| / |d|,    a = m̂ / √(v̂ + ε²)
 
 Gupta et al. 2018, arXiv:1802.09568, algorithm 1. Moving averages, roots that are renewed only every
-k steps and the grafted length follow Anil et al. 2020, arXiv:2002.09018, and so do roots by the
-coupled Newton iteration of Guo and Higham 2006 (SIAM J. Matrix Anal. Appl. 28): products alone,
-which in float32 are more exact than an eigendecomposition and an order of magnitude faster on CPU,
-where the latter has also been seen to hang. Differs from both: the momentum is preconditioned, not
-the gradient; tensors with more than two axes become a matrix whose columns are their last axis; a
-side that is too long has no factor, and the other one then takes the power -1/2; tensors with fewer
-than two axes follow Adam.
+k steps, blocks and the grafted length follow Anil et al. 2020, arXiv:2002.09018. By default the
+momentum is preconditioned, not the gradient, with the length of Adam's step, as above. The
+published rule preconditions G and gathers momentum of the result, M ← β₁ M + u:
+
+    shampoo(rate, momentum="after", graft="sgd", factor_decay=0.999, initial=1e-6, ridge=0.0)
+
+and the first paper's is `factor_decay=1` (sums), `graft="none"`, `b1=0` and `momentum="after"`.
+Differs from both: tensors with more than two axes become a matrix whose columns are their last
+axis; a side that is too long has no factor, and the other one then takes the power -1/2; tensors
+with fewer than two axes follow the rule that gives the length; roots are new at the first step, not
+the k-th one; gradients whose squares would overflow are clipped.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Int, PyTree
 
 from metaopt.core import Scalar, checked
+from metaopt.optimizers._matrix_roots import TINY, inverse_root, stacked_inverse_roots
+from metaopt.optimizers._numerics import moderate, wide_zeros, widen
+from metaopt.optimizers._shampoo_blocks import from_blocks, to_blocks, unused_entries
 
-# Squared lengths below it count as zero; its power -3/2 must be a float32.
-_TINY = 1e-24
-# Eigenvalues of 1e-6 of the largest need about 20.
-_MAX_STEPS = 60
+Graft = Literal["adam", "sgd", "adagrad", "rmsprop", "none"]
+Momentum = Literal["before", "after"]
 
 
 class ShampooState(NamedTuple):
@@ -33,10 +39,11 @@ class ShampooState(NamedTuple):
 
     Attributes:
         count: steps taken.
-        mu: moving average of the gradients.
-        nu: moving average of their squares.
-        factors: for each leaf (L, R), None where there is no factor.
+        mu: moving average of the gradients, or the momentum of the directions.
+        nu: moving average, or sum, of squared gradients; None where no length needs it.
+        factors: for each leaf (L, R), None where there is no factor; with blocks, stacks of them.
         roots: for each leaf (L^-p, R^-p) of the last step at which they were renewed.
+        graft_mu: momentum of the rule that gives the length; None where no step takes it.
     """
 
     count: Int[Array, ""]
@@ -44,6 +51,7 @@ class ShampooState(NamedTuple):
     nu: PyTree
     factors: tuple
     roots: tuple
+    graft_mu: PyTree
 
 
 @checked
@@ -53,67 +61,98 @@ def scale_by_shampoo(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     factor_decay: Scalar = 0.95,
+    initial: Scalar = 0.0,
     ridge: Scalar = 1e-6,
     every: int = 10,
+    start: int = 1,
     max_size: int = 256,
+    block_size: int | None = None,
+    graft: Graft = "adam",
+    momentum: Momentum = "before",
+    nesterov: bool = False,
+    sharding: NamedSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Replaces gradients by Shampoo's direction, of the length that Adam's would have.
+    """Replaces gradients by Shampoo's direction, of the length that another rule's would have.
 
     Derivatives pass through moments and lengths; the roots count as constants, as they do between
     two renewals.
 
     Args:
-        b1: decay of the first moment. Traced.
+        b1: decay of the first moment, or of the momentum. Traced.
         b2: decay of the second moment, of which only the length is used. Traced.
-        eps: ε of Adam. Traced.
-        factor_decay: ρ, decay of the factors. Traced.
+        eps: ε of Adam; with "adagrad" and "rmsprop" it is added to the root. Traced.
+        factor_decay: ρ, decay of the factors; 1 makes them sums. Traced.
+        initial: what the factors are before the first step, times the identity. Traced.
         ridge: added to a factor's eigenvalues, as a fraction of its largest absolute row sum, which
             is at least the largest of them. Traced.
         every: steps k between new roots. Static.
+        start: the first step, from 1, that takes Shampoo's direction; those before take the other
+            rule's. Static.
         max_size: longest side that gets a factor. Static.
+        block_size: sides longer than this are cut, and all blocks of one size get their roots in
+            one loop; None cuts nothing. Static.
+        graft: whose step gives the length: that of "adam", "sgd", "adagrad" or "rmsprop" (both
+            moments as they are, without bias correction); "none" leaves d as it is. Static.
+        momentum: "before" averages gradients, with bias correction, and preconditions that;
+            "after" sums directions, u being made of the gradient alone. Static.
+        nesterov: with "after", looks one step ahead: β₁ M + u. Static.
+        sharding: with blocks, of the axis along which they are stacked for the roots, such as
+            `NamedSharding(mesh, PartitionSpec("devices"))`. Static.
 
     Returns:
         A transformation whose updates have the dtypes of the gradients; its state is in float32 at
         least. Mapped over settings it still renews roots only when they are due.
 
     Raises:
-        ValueError: if `every` or `max_size` is below 1.
+        ValueError: if `every`, `start`, `max_size` or `block_size` is below 1, `block_size` above
+            `max_size`, `nesterov` without "after", or `sharding` without `block_size`.
     """
-    for name, count in {"every": every, "max_size": max_size}.items():
-        if count < 1:
-            raise ValueError(f"scale_by_shampoo: {name} must be at least 1, got {count}.")
+    _check(every, start, max_size, block_size, momentum, nesterov, sharding)
 
     def init(params):
-        zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), _dtype(p)), params)
-        factors = tuple(_sides(x, max_size) for x in jax.tree.leaves(zeros))
-        return ShampooState(jnp.zeros((), jnp.int32), zeros, zeros, factors, factors)
+        zeros = wide_zeros(params)
+        factors = tuple(_sides(x, max_size, block_size, initial) for x in jax.tree.leaves(zeros))
+        nu = None if graft in ("sgd", "none") else zeros
+        graft_mu = zeros if momentum == "after" and start > 1 else None
+        count = jnp.zeros((), jnp.int32)
+        return ShampooState(count, zeros, nu, factors, factors, graft_mu)
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
-        grads = jax.tree.map(lambda g: g.astype(_dtype(g)), updates)
+        grads = moderate(widen(updates))
         count = state.count + 1
-        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
-        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+        mu, base = state.mu, grads
+        if momentum == "before":
+            mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+            base = optax.tree.bias_correction(mu, b1, count)
+        nu = _squares(graft, grads, state.nu, b2)
+        targets = _targets(graft, base, nu, b2, eps, count)
         factors = tuple(
-            _accumulate(pair, g, factor_decay)
+            _accumulate(pair, to_blocks(g, block_size), factor_decay) if g.ndim > 1 else pair
             for pair, g in zip(state.factors, jax.tree.leaves(grads), strict=True)
         )
         roots = jax.lax.cond(
             state.count % every == 0,
-            lambda: _all_roots(factors, ridge),
+            lambda: _all_roots(factors, grads, ridge, block_size, sharding),
             lambda: state.roots,
         )
-        mu_hat = optax.tree.bias_correction(mu, b1, count)
-        nu_hat = optax.tree.bias_correction(nu, b2, count)
-        leaves, structure = jax.tree.flatten(mu_hat)
-        directions = [
-            _direction(m, v, pair, eps)
-            for m, v, pair in zip(leaves, jax.tree.leaves(nu_hat), roots, strict=True)
-        ]
-        new = jax.tree.map(
-            lambda u, g: u.astype(g.dtype), jax.tree.unflatten(structure, directions), updates
+        leaves, structure = jax.tree.flatten(base)
+        directions = jax.tree.unflatten(
+            structure,
+            [
+                _direction(x, a, pair, block_size, graft)
+                for x, a, pair in zip(leaves, jax.tree.leaves(targets), roots, strict=True)
+            ],
         )
-        return new, ShampooState(count, mu, nu, factors, roots)
+        new, mu, graft_mu = directions, mu, state.graft_mu
+        if momentum == "after":
+            new, mu = _with_momentum(directions, mu, b1, nesterov)
+        if start > 1:
+            if momentum == "after":
+                targets, graft_mu = _with_momentum(targets, graft_mu, b1, nesterov)
+            new = jax.tree.map(lambda u, a: jnp.where(count >= start, u, a), new, targets)
+        new = jax.tree.map(lambda u, g: u.astype(g.dtype), new, updates)
+        return new, ShampooState(count, mu, nu, factors, roots, graft_mu)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -126,9 +165,16 @@ def shampoo(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     factor_decay: Scalar = 0.95,
+    initial: Scalar = 0.0,
     ridge: Scalar = 1e-6,
     every: int = 10,
+    start: int = 1,
     max_size: int = 256,
+    block_size: int | None = None,
+    graft: Graft = "adam",
+    momentum: Momentum = "before",
+    nesterov: bool = False,
+    sharding: NamedSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Shampoo with Adam's step length: learning rates of Adam carry over.
 
@@ -138,9 +184,16 @@ def shampoo(
         b2: as there.
         eps: as there.
         factor_decay: as there.
+        initial: as there.
         ridge: as there.
         every: as there. Static.
+        start: as there. Static.
         max_size: as there. Static.
+        block_size: as there. Static.
+        graft: as there. Static.
+        momentum: as there. Static.
+        nesterov: as there. Static.
+        sharding: as there. Static.
 
     Returns:
         A complete optimizer.
@@ -153,90 +206,133 @@ def shampoo(
         b2=b2,
         eps=eps,
         factor_decay=factor_decay,
+        initial=initial,
         ridge=ridge,
         every=every,
+        start=start,
         max_size=max_size,
+        block_size=block_size,
+        graft=graft,
+        momentum=momentum,
+        nesterov=nesterov,
+        sharding=sharding,
     )
     return optax.with_extra_args_support(
         optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
     )
 
 
-def _dtype(x):
-    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+def _check(every, start, max_size, block_size, momentum, nesterov, sharding) -> None:
+    counts = {"every": every, "start": start, "max_size": max_size, "block_size": block_size}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"scale_by_shampoo: {name} must be at least 1, got {count}.")
+    if block_size is not None and block_size > max_size:
+        raise ValueError(
+            f"scale_by_shampoo: block_size={block_size} is above max_size={max_size}, so blocks "
+            "would have no factors; raise max_size."
+        )
+    if nesterov and momentum != "after":
+        raise ValueError(
+            f"scale_by_shampoo: nesterov=True needs momentum='after', got {momentum!r}."
+        )
+    if sharding is not None and block_size is None:
+        raise ValueError(
+            "scale_by_shampoo: sharding divides stacks of blocks, but block_size is None; set it, "
+            "for instance to max_size."
+        )
 
 
-def _matrix(x: Float[Array, "..."]) -> Float[Array, "rows columns"]:
-    return x.reshape(-1, x.shape[-1])
-
-
-def _sides(x, max_size):
-    """Zeros for the factors of a tensor."""
+def _sides(x, max_size, block_size, initial):
+    """The first factors of a tensor."""
     if x.ndim < 2:
         return (None, None)
+    *stack, rows, columns = to_blocks(x, block_size).shape
     return tuple(
-        jnp.zeros((size, size), x.dtype) if size <= max_size else None for size in _matrix(x).shape
+        None
+        if size > max_size
+        else jnp.broadcast_to(initial * jnp.eye(size), (*stack, size, size)).astype(x.dtype)
+        for size in (rows, columns)
     )
 
 
 def _accumulate(pair, g, decay):
     left, right = pair
+    transposed, weight = jnp.swapaxes(g, -1, -2), jnp.where(jnp.equal(decay, 1), 1, 1 - decay)
     if left is not None:
-        left = decay * left + (1 - decay) * _matrix(g) @ _matrix(g).T
+        left = (decay * left + weight * g @ transposed).astype(g.dtype)
     if right is not None:
-        right = decay * right + (1 - decay) * _matrix(g).T @ _matrix(g)
+        right = (decay * right + weight * transposed @ g).astype(g.dtype)
     return left, right
 
 
-def _all_roots(factors, ridge):
-    def roots(pair):
-        power = 0.5 / max(1, sum(factor is not None for factor in pair))
-        return tuple(None if x is None else _inverse_root(x, power, ridge) for x in pair)
-
-    return tuple(map(roots, factors))
-
-
-def _inverse_root(factor, power, ridge):
-    """(factor + ridge · norm)^-power by the coupled Newton iteration, in products alone.
-
-    With p = 1/power:  T = ((1 + 1/p) − M/p),  X ← X T,  M ← Tᵖ M;  M → I and X → factor^(-1/p).
-    """
-    factor = jax.lax.stop_gradient(factor)
-    # A NaN would keep the loop going to its end; the momentum keeps it, so the update shows it.
-    factor = jnp.where(jnp.isfinite(factor), factor, 0.0)
-    order, eye = round(1 / power), jnp.eye(len(factor), dtype=factor.dtype)
-    norm = jnp.abs(factor).sum(axis=1).max() + _TINY  # At least the largest eigenvalue.
-    scaled = factor / norm + (ridge + _TINY) * eye
-    scale = (1 + order) / (2 * (1 + ridge))  # Eigenvalues of M start below 1 + p.
-    enough = 10 * jnp.finfo(factor.dtype).eps
-
-    def error_of(m):
-        return jnp.abs(m - eye).max()
-
-    def going(carry):
-        _, m, before, count = carry
-        error = error_of(m)
-        return (error > enough) & ((error < before) | (error > 0.1)) & (count < _MAX_STEPS)
-
-    def step(carry):
-        x, m, _, count = carry
-        t = (1 + 1 / order) * eye - m / order
-        return x @ t, jnp.linalg.matrix_power(t, order) @ m, error_of(m), count + 1
-
-    start = (scale ** (1 / order) * eye, scale * scaled, jnp.asarray(jnp.inf, norm.dtype), 0)
-    root, *_ = jax.lax.while_loop(going, step, start)
-    return norm**-power * root
+def _squares(graft, grads, nu, b2):
+    """The second moments that a length is made of."""
+    if nu is None:
+        return None
+    if graft == "adagrad":
+        return jax.tree.map(lambda v, g: v + g**2, nu, grads)
+    return optax.tree.update_moment(grads, nu, b2, 2)
 
 
-def _direction(m, v, pair, eps):
-    adam = m * jax.lax.rsqrt(v + eps**2)
+def _targets(graft, base, nu, b2, eps, count):
+    """The steps whose lengths the directions get."""
+    if nu is None:
+        return base
+    if graft == "adam":
+        nu = optax.tree.bias_correction(nu, b2, count)
+        return jax.tree.map(lambda x, v: x * jax.lax.rsqrt(v + eps**2), base, nu)
+    # √v whose derivative is finite at 0.
+    return jax.tree.map(lambda x, v: x / (v * jax.lax.rsqrt(v + TINY) + eps), base, nu)
+
+
+def _all_roots(factors, grads, ridge, block_size, sharding):
+    """Roots of all factors, in the places of the factors."""
+    powers = [0.5 / max(1, sum(x is not None for x in pair)) for pair in factors]
+    if block_size is None:
+        return tuple(
+            tuple(None if x is None else inverse_root(x, power, ridge) for x in pair)
+            for pair, power in zip(factors, powers, strict=True)
+        )
+    roots = [list(pair) for pair in factors]
+    groups, unused = {}, {}
+    for index, (pair, g) in enumerate(zip(factors, jax.tree.leaves(grads), strict=True)):
+        for side, factor in enumerate(pair):
+            if factor is not None:
+                groups.setdefault((factor.shape[-1], powers[index]), []).append((index, side))
+                unused[index, side] = jnp.asarray(unused_entries(g.shape, block_size)[side])
+    for (_, power), places in groups.items():
+        found = stacked_inverse_roots(
+            [factors[index][side] for index, side in places],
+            [unused[place] for place in places],
+            power,
+            ridge,
+            sharding=sharding,
+        )
+        for (index, side), root in zip(places, found, strict=True):
+            roots[index][side] = root
+    return tuple(map(tuple, roots))
+
+
+def _direction(x, target, pair, block_size, graft):
+    """The preconditioned x, as long as the target."""
     left, right = pair
     if left is None and right is None:
-        return adam
-    d = _matrix(m)
+        return target
+    d = to_blocks(x, block_size)
     d = d if left is None else left @ d
     d = d if right is None else d @ right
+    if graft == "none":
+        return from_blocks(d, x.shape, block_size)
     # |a| / |d| without the root of zero, whose derivative is infinite.
-    length2, target2 = jnp.sum(d**2) + _TINY, jnp.sum(adam**2)
-    ratio = target2 * jax.lax.rsqrt(target2 + _TINY) * jax.lax.rsqrt(length2)
-    return (ratio * d).reshape(m.shape)
+    length2, target2 = jnp.sum(d**2) + TINY, jnp.sum(target**2)
+    ratio = target2 * jax.lax.rsqrt(target2 + TINY) * jax.lax.rsqrt(length2)
+    return from_blocks(ratio * d, x.shape, block_size)
+
+
+def _with_momentum(steps, mu, decay, nesterov):
+    """Updates and the running sum of steps."""
+    mu = jax.tree.map(lambda m, u: (decay * m + u).astype(m.dtype), mu, steps)
+    if nesterov:
+        return jax.tree.map(lambda m, u: (decay * m + u).astype(m.dtype), mu, steps), mu
+    return mu, mu

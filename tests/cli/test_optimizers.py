@@ -123,6 +123,19 @@ def test_the_first_steps_of_its_variants_are_known():
     np.testing.assert_allclose(clipped, [[-0.01 / 2**0.5, 0.01 / 2**0.5]], rtol=1e-5)
 
 
+def test_other_rules_and_clipping_by_earlier_norms_are_chosen_by_name():
+    # Grams takes the sign from the gradient, the size of Adam's first step.
+    signs = outer_updates([[3.0, -4.0]], optimizer="grams", clip=None)
+    np.testing.assert_allclose(signs, [[-0.1, 0.1]], rtol=1e-5)
+    # The first step of AdaGrad-Norm is the learning rate along the gradient, b0 = 0.01 apart.
+    along = outer_updates([[3.0, -4.0]], optimizer="adagrad_norm", clip=None)
+    np.testing.assert_allclose(along, [[-0.06, 0.08]], rtol=1e-4)
+    # The median of norms 1 and 5 is 3.
+    grads = [[1.0, 0.0], [0.0, 5.0]]
+    clipped = outer_updates(grads, optimizer="adagrad_norm", auto_clip=50.0, clip=None)
+    np.testing.assert_allclose(clipped[1], [0.0, -0.1 * 3 / 10**0.5], rtol=1e-4)
+
+
 def test_accumulated_gradients_give_one_update_of_their_mean():
     updates = outer_updates([[3.0, -4.0], [-1.0, 4.0]], accumulate=2, clip=None)
     np.testing.assert_array_equal(updates[0], [0.0, 0.0])
@@ -170,6 +183,7 @@ def test_a_phase_of_celo_leaves_the_rest_of_theta_bit_for_bit(phase, frozen):
         ({"accumulate": 0}, "outer.accumulate must be between 1 and outer.steps=8, got 0"),
         ({"update_clip": -1.0}, "outer.update_clip must be positive, got -1.0"),
         ({"clip_value": 0.0}, "outer.clip_value must be positive"),
+        ({"auto_clip": 101.0}, "outer.auto_clip must be from 0 to 100, got 101.0"),
         ({"weight_decay": 0.1}, "outer.weight_decay=0.1 needs outer.optimizer=adamw"),
     ],
 )

@@ -1,12 +1,15 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from metaopt.core import LearnedOptimizer
 from metaopt.optimizers import scale_by_shampoo, shampoo
-from tests.learned.unrolled import awkward_gradients, final_loss, params_like
+from tests.optimizers import golden, networks
+from tests.optimizers.test_rules import four_devices
 
 
 def run(tx, gradients, params):
@@ -101,35 +104,167 @@ def test_mapped_over_learning_rates_it_renews_roots_only_when_due():
     assert "while[" not in program.split("cond[")[0]
 
 
-def test_meta_gradients_are_finite_where_gradients_vanish():
-    rule = LearnedOptimizer(
-        init=lambda key: jnp.array(0.1),
-        optimizer=lambda theta, *, num_steps=None: shampoo(theta, every=2),
-    )
-    params = params_like(jax.random.key(0), {"matrix": (4, 3), "bias": (3,)})
-    dead, zero, _, late = range(4)
-    gradients = jax.tree.map(
-        lambda g: g[jnp.array([dead, zero, late])],
-        awkward_gradients(params, 4, jax.random.key(1)),
-    )
-
-    @jax.jit
-    @jax.vmap
-    def slope(gradients):
-        return jax.grad(lambda theta: final_loss(rule, theta, gradients, params))(jnp.array(0.1))
-
-    slopes = np.asarray(slope(gradients))
-    assert np.isfinite(slopes).all()
-    assert (slopes != 0).tolist() == [True, False, True]
-
-
 def test_a_nan_is_passed_on_and_leaves_the_roots_finite():
     _, state = run(scale_by_shampoo(), [jnp.full((2, 2), jnp.nan)], jnp.zeros((2, 2)))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.roots))
     assert np.isnan(state.mu).all()
 
 
-@pytest.mark.parametrize("name", ["every", "max_size"])
+def published(**settings):
+    """With a factor of 1e-6 at first, a root in every step, and momentum of the directions."""
+    defaults = {"b2": 0.99, "eps": 1e-10, "factor_decay": 0.99, "momentum": "after"}
+    return shampoo(0.01, **{**defaults, "initial": 1e-6, "ridge": 0.0, "every": 1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("shampoo_sgd_graft", {"graft": "sgd"}),
+        ("shampoo_adagrad_graft", {"graft": "adagrad"}),
+        ("shampoo_rmsprop_graft", {"graft": "rmsprop"}),
+        (
+            "shampoo_blocks",
+            {"graft": "adagrad", "start": 4, "nesterov": True, "block_size": 2},
+        ),
+    ],
+)
+def test_repeats_a_published_implementation(x64, name, settings):
+    assert golden.difference(name, golden.trajectory(published(**settings))) < 1e-10
+
+
+def test_with_sums_and_no_graft_it_repeats_the_published_one_of_the_first_paper(x64):
+    tx = published(graft="none", factor_decay=1.0, b1=0.0)
+    ours = golden.trajectory(tx, params={"w": golden.start()["w"]})
+    for step, kept in golden.RULES["shampoo_sum"]["params"].items():
+        np.testing.assert_allclose(ours["w"][int(step) - 1], kept["w"], atol=1e-10)
+
+
+def test_before_its_start_it_is_the_rule_that_gives_the_length(x64):
+    gradients = [jnp.asarray(g) for g in matrices((3, 4), 4)]
+    tx = shampoo(0.1, start=4, graft="adagrad", momentum="after", eps=1e-10)
+    updates, _ = run(tx, gradients, jnp.zeros((3, 4)))
+    reference = optax.chain(
+        optax.scale_by_rss(initial_accumulator_value=0.0, eps=0.0),
+        optax.trace(0.9),
+        optax.scale(-0.1),
+    )
+    expected, _ = run(reference, gradients, jnp.zeros((3, 4)))
+    np.testing.assert_allclose(updates[:3], expected[:3], rtol=1e-8)
+    assert np.abs(updates[3] - expected[3]).max() > 1e-3
+
+
+def test_blocks_are_preconditioned_as_if_they_were_tensors_of_their_own(x64):
+    gradients = matrices((5, 4), 3)
+    settings = {"graft": "none", "every": 1}
+    whole, _ = run(
+        scale_by_shampoo(block_size=3, **settings),
+        [jnp.asarray(g) for g in gradients],
+        jnp.zeros((5, 4)),
+    )
+
+    def cut(g):
+        return [jnp.asarray(x) for rows in (g[:3], g[3:]) for x in (rows[:, :3], rows[:, 3:])]
+
+    parts, _ = run(
+        scale_by_shampoo(**settings),
+        [cut(g) for g in gradients],
+        cut(np.zeros((5, 4))),
+    )
+    for update, blocks in zip(whole, parts, strict=True):
+        expected = np.block([[blocks[0], blocks[1]], [blocks[2], blocks[3]]])
+        np.testing.assert_allclose(update, expected, rtol=1e-9, atol=1e-12)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from metaopt.optimizers import shampoo
+mesh = jax.make_mesh((4,), ("devices",), (jax.sharding.AxisType.Auto,))
+g = {"w": jnp.sin(jnp.arange(48.0)).reshape(12, 4), "b": jnp.ones(3)}
+results = []
+for sharding in (None, NamedSharding(mesh, PartitionSpec("devices"))):
+    tx = shampoo(0.1, block_size=4, sharding=sharding)
+    update = jax.jit(tx.update).lower(g, tx.init(g)).compile()
+    results.append(update(g, tx.init(g))[0]["w"])
+    # Three blocks have six factors; two identities more, and each device has two of them.
+    loops = [line for line in update.as_text().splitlines() if " while(" in line]
+    assert loops and all(("f32[2,4,4]" in line) == (sharding is not None) for line in loops)
+np.testing.assert_allclose(results[0], results[1], rtol=1e-4)
+print("checked")
+"""
+
+
+@pytest.mark.slow
+def test_every_device_finds_the_roots_of_its_share_of_the_blocks():
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=four_devices(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "checked" in done.stdout
+
+
+def trained_on_digits(make, learning_rates, num_steps=300, batch_size=64):
+    """Final training losses of a network of 64, 64 and 10 units."""
+    (images, labels), _ = networks.digits()
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    params = networks.dense((64, 64, 10), jax.random.key(0))
+    draws = jax.random.randint(jax.random.key(1), (num_steps, batch_size), 0, len(images))
+
+    def loss(params, images, labels):
+        return networks.cross_entropy(networks.apply(params, images, jax.nn.relu), labels)
+
+    def train(learning_rate):
+        tx = make(learning_rate)
+
+        def step(carry, index):
+            params, state = carry
+            grads = jax.grad(loss)(params, images[index], labels[index])
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (last, _), _ = jax.lax.scan(step, (params, tx.init(params)), draws)
+        return loss(last, images, labels)
+
+    return np.asarray(jax.jit(lambda rates: jax.lax.map(train, rates))(learning_rates))
+
+
+@pytest.mark.slow
+def test_training_loss_is_far_below_that_of_adagrad_at_each_learning_rate():
+    rates = jnp.array([0.003, 0.01, 0.03])
+    settings = {"graft": "adagrad", "momentum": "after", "initial": 1e-6, "every": 1}
+    ours = trained_on_digits(
+        lambda rate: shampoo(rate, factor_decay=0.999, eps=1e-10, **settings), rates
+    )
+    adagrad = trained_on_digits(
+        lambda rate: optax.chain(
+            optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20),
+            optax.trace(0.9),
+            optax.scale_by_learning_rate(rate),
+        ),
+        rates,
+    )
+    assert (ours <= 0.6 * adagrad).all()
+
+
+@pytest.mark.parametrize("name", ["every", "start", "max_size", "block_size"])
 def test_counts_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         shampoo(0.1, **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block_size": 8, "max_size": 4}, "block_size=8 is above max_size=4"),
+        ({"nesterov": True}, "needs momentum='after'"),
+        ({"sharding": object()}, "block_size is None"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        shampoo(0.1, **settings)

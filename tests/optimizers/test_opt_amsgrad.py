@@ -1,0 +1,144 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metaopt.optimizers import minimal_polynomial_extrapolation, opt_amsgrad
+from tests.optimizers import golden
+from tests.optimizers.digit_problems import TRAIN, digits, mlp_loss
+
+
+def extrapolated(gradients, ridge):
+    """A transcription for the gradients that are there, as rows."""
+    if len(gradients) < 3:
+        return gradients[-1]
+    differences = np.diff(gradients, axis=0)
+    products = differences @ differences.T
+    matrix = products / np.trace(products) + ridge * np.eye(len(products))
+    z = np.linalg.solve(matrix, np.ones(len(products)))
+    return z / z.sum() @ gradients[:-1]
+
+
+def by_hand(ridge, b1=0.9, b2=0.99, eps=1e-8, rate=0.05):
+    """An independent transcription on the problem of the golden numbers, with both sequences."""
+    sizes = {name: np.asarray(p).size for name, p in golden.start().items()}
+    w = half = np.concatenate([np.asarray(p).ravel() for p in golden.start().values()])
+    index = np.concatenate([1.0 + np.arange(size) for size in sizes.values()])
+    theta = m = np.zeros(w.size)
+    v = v_max = np.full(w.size, eps)
+    seen, path = [], []
+    for step in range(golden.STEPS):
+        g = np.sin((step + 1) * index) + 0.5 * w
+        theta = b1 * theta + (1 - b1) * g
+        v = b2 * v + (1 - b2) * (g - m) ** 2
+        v_max = np.maximum(v_max, v)
+        half = half - rate * theta / np.sqrt(v_max)
+        seen = [*seen[-5:], g]
+        m = extrapolated(np.stack(seen), ridge)
+        w = half - rate * (b1 * theta + (1 - b1) * m) / np.sqrt(v_max)
+        path.append(w)
+    return np.stack(path)
+
+
+def test_repeats_a_transcription_that_keeps_both_sequences(x64):
+    opt = opt_amsgrad(0.05, b2=0.99, predict=minimal_polynomial_extrapolation(ridge=1e-3))
+    path = golden.trajectory(opt)
+    order = list(golden.start())
+    ours = np.concatenate([path[name].reshape(golden.STEPS, -1) for name in order], axis=1)
+    np.testing.assert_allclose(ours, by_hand(1e-3), rtol=1e-9, atol=1e-11)
+
+
+def test_the_limit_of_a_linear_sequence_is_predicted(x64):
+    rng = np.random.default_rng(0)
+    limit, modes = rng.normal(size=8), rng.normal(size=(3, 8))
+    powers = np.array([0.9, -0.5, 0.3]) ** np.arange(6)[:, None]
+    gradients = jnp.asarray(limit + powers @ modes)
+    predict = jax.jit(minimal_polynomial_extrapolation(ridge=0.0))
+    tree = {"a": gradients[:, :3], "b": gradients[:, 3:].reshape(6, 5, 1)}
+    predicted = predict(tree, jnp.array(6))
+    found = np.concatenate([predicted["a"], predicted["b"].ravel()])
+    np.testing.assert_allclose(found, limit, atol=1e-6)
+    # Five gradients have too few differences: one mode remains.
+    fewer = predict(jax.tree.map(lambda g: g.at[:3].set(0), tree), jnp.array(3))
+    assert np.abs(fewer["a"] - limit[:3]).max() > 1e-2
+
+
+def test_few_or_equal_gradients_predict_the_last_one():
+    predict = jax.jit(minimal_polynomial_extrapolation())
+    gradients = jnp.array([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0], [3.0, 5.0]])
+    np.testing.assert_array_equal(predict(gradients, jnp.array(2)), gradients[-1])
+    equal = jnp.ones((4, 2))
+    np.testing.assert_allclose(predict(equal, jnp.array(4)), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(predict(0 * equal, jnp.array(4)), 0.0)
+
+
+def test_a_perfect_guess_leaves_no_surprise_to_divide_by(x64):
+    def known(gradients, count):
+        del gradients
+        return jnp.sin(1.0 + count)
+
+    opt = opt_amsgrad(0.1, predict=known)
+    state, update = opt.init(jnp.zeros(())), jax.jit(opt.update)
+    for count in range(4):
+        _, state = update(jnp.sin(1.0 + count), state)
+    (inner, _) = state
+    # The first gradient came as a surprise, the others did not.
+    first = 0.999 * 1e-8 + 0.001 * np.sin(1.0) ** 2
+    assert inner.nu == pytest.approx(0.999**3 * first, rel=1e-12)
+    assert inner.nu_max == pytest.approx(first, rel=1e-12)
+
+
+def amsgrad(rate, b1=0.9, b2=0.999, eps=1e-8):
+    """AMSGrad as published, without corrections for the start."""
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        start = jax.tree.map(lambda p: jnp.full_like(p, eps), params)
+        return zeros, start, start
+
+    def update(grads, state, params=None):
+        m, v, largest = state
+        m = optax.tree.update_moment(grads, m, b1, 1)
+        v = optax.tree.update_moment(grads, v, b2, 2)
+        largest = jax.tree.map(jnp.maximum, largest, v)
+        return jax.tree.map(lambda m, v: -rate * m / jnp.sqrt(v), m, largest), (m, v, largest)
+
+    return optax.GradientTransformation(init, update)
+
+
+def test_softmax_regression_is_ahead_of_amsgrad_at_a_small_rate():
+    inputs, labels = (x[:TRAIN] for x in digits())
+    inputs, labels = jnp.asarray(inputs, jnp.float32), jnp.asarray(labels)
+    batches = jnp.asarray(np.random.default_rng(0).integers(0, TRAIN, size=(200, 64)))
+
+    def final(opt, whole):
+        def step(carry, rows):
+            params, state = carry
+            fed = (inputs, labels) if whole else (inputs[rows], labels[rows])
+            updates, state = opt.update(jax.grad(mlp_loss)(params, *fed), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = [{"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}]
+        (end, _), _ = jax.lax.scan(step, (params, opt.init(params)), batches)
+        return mlp_loss(end, inputs, labels)
+
+    @jax.jit
+    def finals():
+        opts = opt_amsgrad(1e-3), amsgrad(1e-3)
+        return [[final(opt, whole) for opt in opts] for whole in (True, False)]
+
+    (ours, theirs), (ours_batched, theirs_batched) = finals()
+    assert ours <= 0.7 * theirs
+    assert ours_batched <= 0.8 * theirs_batched
+
+
+def test_settings_outside_their_range_are_refused():
+    with pytest.raises(ValueError, match="num_gradients must be at least 2, got 1"):
+        opt_amsgrad(0.1, num_gradients=1)
+    with pytest.raises(ValueError, match="eps must not be negative"):
+        opt_amsgrad(0.1, eps=-1.0)
+    with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\)"):
+        opt_amsgrad(0.1, b2=1.5)
+    with pytest.raises(ValueError, match="ridge must not be negative"):
+        minimal_polynomial_extrapolation(ridge=-1.0)

@@ -1,0 +1,23 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metaopt.optimizers._shampoo_blocks import from_blocks, to_blocks, unused_entries
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 4), (2, 3, 7), (1, 1)])
+@pytest.mark.parametrize("block_size", [None, 3, 100])
+def test_a_tensor_comes_back_from_its_blocks(shape, block_size):
+    x = jnp.arange(np.prod(shape), dtype=float).reshape(shape)
+    assert (from_blocks(to_blocks(x, block_size), shape, block_size) == x).all()
+
+
+def test_blocks_are_cut_row_by_row_and_filled_with_zeros():
+    x = np.arange(1.0, 16.0).reshape(5, 3)
+    blocks = np.asarray(to_blocks(jnp.asarray(x), 2))
+    assert blocks.shape == (6, 2, 2)
+    np.testing.assert_array_equal(blocks[0], x[:2, :2])
+    np.testing.assert_array_equal(blocks[3], [[x[2, 2], 0], [x[3, 2], 0]])
+    np.testing.assert_array_equal(blocks[5], [[x[4, 2], 0], [0, 0]])
+    rows, columns = unused_entries((5, 3), 2)
+    np.testing.assert_array_equal(np.where(rows[..., None] | columns[:, None], 0, 1), blocks != 0)
