@@ -17,6 +17,7 @@ PAGES = tuple(
         "docs/meta_gradients.md",
         "docs/learned_optimizers.md",
         "docs/few_shot.md",
+        "docs/optimizers.md",
         "metaopt/learned/weights/adam_mlp.md",
     )
 )
@@ -795,6 +796,66 @@ def rl_rule() -> str:
     )
 
 
+def update_rule_agreement() -> str:
+    """Our update rules against published code."""
+    record = _load("benchmarks/results/update_rules.json")
+    rows = [
+        [
+            row["published"],
+            ", ".join(f"{name} {value}" for name, value in row["settings"].items()),
+            f"`{row['ours']}`",
+            f"{row['largest difference']:.0e}",
+        ]
+        for row in record["agreement"]
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    table = _table(["published", "settings", "here", "largest difference"], rows)
+    return f"{table}\n\nVersions: {versions}."
+
+
+def update_rule_cost() -> str:
+    """What a step of our update rules costs."""
+    rows = {}
+    for row in _load("benchmarks/results/update_rules.json")["cost"]:
+        rows.setdefault(row["rule"], {})[row["size"]] = row
+    sizes = list(next(iter(rows.values())))
+    table = [
+        [
+            name,
+            *(f"{found[size]['time_over_adam']:.2f}x" for size in sizes),
+            *(f"{found[size]['wall_over_adam']:.2f}x" for size in sizes),
+            f"{found[sizes[-1]]['state_over_adam']:.2f}x",
+            f"{found[sizes[-1]]['temp_bytes'] / 2**20:.0f} MiB",
+        ]
+        for name, found in rows.items()
+    ]
+    head = [
+        "rule",
+        *(f"process time, {size}" for size in sizes),
+        *(f"wall time, {size}" for size in sizes),
+        "state",
+        f"temporaries, {sizes[-1]}",
+    ]
+    return _table(head, table)
+
+
+def update_rules() -> str:
+    """All update rules, tuned alike, on six tasks."""
+    record = _load("experiments/results/update_rules.json")
+    tasks = record["config"]["tasks"]
+    rows = [
+        [
+            name,
+            f"{row['geometric mean']:.2f}",
+            *(f"{row['speed-up'][task]:.2f}" for task in tasks),
+            str(len(row["at an end of the grid"])),
+            f"{row['failure rate']:.0%}",
+        ]
+        for name, row in record["results"].items()
+    ]
+    return _table(["rule", "mean", *tasks, "at an end", "failed"], rows)
+
+
 def short_horizon() -> str:
     """The learning rates that horizons lead to."""
     record = _load("experiments/results/short_horizon.json")
@@ -1074,6 +1135,9 @@ BLOCKS = (
     interference,
     preconditioned,
     corrupted_support,
+    update_rule_agreement,
+    update_rule_cost,
+    update_rules,
 )
 
 

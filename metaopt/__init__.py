@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from metaopt import (
+        aggregators,
         algorithms,
         core,
         data,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from metaopt.learned import pretrained
 
 __all__ = [  # noqa: F822
+    "aggregators",
     "algorithms",
     "core",
     "data",

@@ -27,7 +27,9 @@ import jax.numpy as jnp
 from metaopt import core
 from tests import registry
 
-FACTORIES = ("core", "unroll", "tasks", "estimators", "learned", "optimizers", "algorithms")
+FACTORIES = (
+    "core", "unroll", "tasks", "estimators", "learned", "optimizers", "aggregators", "algorithms",
+)  # fmt: skip
 
 
 class Attempt(NamedTuple):
@@ -207,8 +209,10 @@ def problems(calls: list[Call]) -> Iterator[Attempt]:
     """Every estimator of a system, a function or a bilevel problem that breaks its contract."""
     thetas: dict[str, tuple] = {}
     for row in registry.ROWS:
-        if row.label.startswith("estimators."):  # The first row is the one that was recorded.
-            thetas.setdefault(row.covers[0], row.make()[1:])
+        if row.label.startswith("estimators."):
+            estimator, *rest = row.make()
+            if isinstance(estimator, core.Estimator):  # The first row is the one that was recorded.
+                thetas.setdefault(row.covers[0], tuple(rest))
     for call in calls:
         if call.name not in thetas:
             continue

@@ -17,3 +17,13 @@ def x64():
     """Runs a test in float64: the precision of oracles and central differences."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Fast tests spend their time on compiling: half of it without XLA's costly optimizations.
+
+    Not a fixture, because those of a module are made before those of a test.
+    """
+    is_quick = item.get_closest_marker("slow") is None
+    jax.config.update("jax_disable_most_optimizations", is_quick)

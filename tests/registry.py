@@ -10,7 +10,9 @@ A row names what it covers, as `package.name`, and builds one of
 A new public factory needs one row here, and nothing else, to be checked.
 """
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,16 +26,17 @@ from metaopt import (
     estimators,
     implicit,
     learned,
-    optimizers,
     tasks,
     train,
     tree,
     unroll,
 )
+from tests.aggregators.rows import AGGREGATOR_ROWS
 from tests.algorithms.rows import ALGORITHM_ROWS
 from tests.estimators import toys
 from tests.eval.rows import EVAL_ROWS
 from tests.learned.rows import ROWS as LEARNED_ROWS
+from tests.optimizers import rules
 from tests.tasks.environment_rows import ENVIRONMENT_ROWS
 from tests.tasks.rows import TASK_ROWS, images, linear_classifier, small_mlp
 
@@ -45,7 +48,7 @@ class Row(NamedTuple):
         label: the name of the test.
         covers: the public names that the row stands for.
         make: builds it, in the precision in force.
-        heavy: takes long to compile, and its names have other rows or fast tests of their own.
+        heavy: takes long to compile; a slow test, its names have fast tests of their own.
     """
 
     label: str
@@ -408,18 +411,15 @@ def hypergradient():
     return function, (theta(), jnp.array([0.5, -0.5]))
 
 
-def three_updates(tx, *, shape=(2,)):
-    """Where three steps of an optax transformation lead, as a function of the first gradients."""
+def second_order():
+    """Gradient and Hessian product of a loss, as functions of the point."""
 
-    def end(grads, params):
-        state = tx.init(params)
-        for _ in range(3):
-            updates, state = tx.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-            grads = jax.tree.map(jnp.sin, grads)
-        return params
+    def derivatives(params):
+        loss = lambda params: jnp.sum(jnp.sin(params))  # noqa: E731
+        functions = core.loss_functions(loss, *jax.value_and_grad(loss)(params))
+        return functions["grad_fn"](params), functions["hvp_fn"](params, params)
 
-    return end, ({"a": theta().reshape(shape)}, {"a": theta().reshape(shape) + 1})
+    return derivatives, (theta(),)
 
 
 def partial_updates():
@@ -465,6 +465,7 @@ FUNCTION_ROWS = [
     row("learned.train_only learned.celo_trainable", partial_updates),
     row("core.checked", lambda: (core.checked(scaled), (theta(),))),
     row("tasks.environment_pool tasks.oscillator tasks.point_charges", measurements),
+    row("core.loss_functions", second_order),
     row("core.keep_finite", lambda: (core.keep_finite, (jnp.array(0.5), ()))),
     row(
         "data.gaussian_mixture",
@@ -480,14 +481,6 @@ FUNCTION_ROWS = [
     row(
         "data.teacher_network",
         lambda: draw(data.teacher_network, num_classes=3, dim=2, num_examples=5, hidden=(4,)),
-    ),
-    row(
-        "optimizers.complex_momentum optimizers.scale_by_complex_momentum",
-        lambda: three_updates(optimizers.complex_momentum(0.1)),
-    ),
-    row(
-        "optimizers.shampoo optimizers.scale_by_shampoo",
-        lambda: three_updates(optimizers.shampoo(0.1, every=2), shape=(2, 1)),
     ),
     row("implicit.minimise implicit.cg", lambda: minimiser(implicit.cg())),
     row(
@@ -602,6 +595,77 @@ def meta_step():
     return core.System(init, one_step), jnp.array(0.3), pools
 
 
+def along_random_guesses():
+    """Forward gradients along random signs."""
+    settings = {"guess": estimators.random_guess(), "normalisation": "unnormalised"}
+    return on_function(partial(estimators.forward_gradient, **settings))
+
+
+def square(predictions, targets):
+    """The mean squared error."""
+    return jnp.mean((predictions - targets) ** 2)
+
+
+def along_local_guesses():
+    """Forward gradients of two layers along those of their local losses."""
+    layers = [lambda p, x: jnp.tanh(x @ p), lambda p, x: x @ p]
+    heads = [lambda p, x: x @ p]
+
+    def loss(theta, data, key):
+        _, (inputs, targets) = data
+        return square(layers[1](theta[1], layers[0](theta[0], inputs)), targets)
+
+    guess = estimators.local_guess(layers, heads, square)
+    estimator = estimators.forward_gradient(loss, guess=guess, by_block=True)
+    weights = jnp.outer(theta(), theta() + 1)
+    data = ([weights], (weights + 1, weights))
+    return estimator, [weights, weights - 1], data
+
+
+def by_feedback():
+    """Direct feedback alignment of two layers."""
+    layers = [lambda p, x: jnp.tanh(x @ p), lambda p, x: x @ p]
+    value_and_grad = estimators.dfa_value_and_grad(layers, square)
+
+    def function(params, inputs, key):
+        feedback = estimators.random_feedback(2, [2], key)
+        return value_and_grad(params, feedback, (inputs, inputs))
+
+    weights = jnp.outer(theta(), theta() + 1)
+    return function, ([weights, weights - 1], weights + 1, jax.random.key(0))
+
+
+def score_gradient():
+    """A loss of binary samples, with the gradient of its mean."""
+    functions = estimators.optimal_baseline(decay=0.5)
+
+    def function(logits, weights, key):
+        sample = estimators.straight_through(jax.lax.stop_gradient(logits), key)
+        loss = jnp.sum(sample * weights)
+        state = functions.update(functions.init(logits), logits, sample, loss)
+        log_prob = estimators.bernoulli_log_prob(logits, sample)
+        baseline = functions.value(state)
+        return estimators.score_function(loss, log_prob, baseline=baseline), state
+
+    return function, (theta(), theta() + 1, jax.random.key(0))
+
+
+NEURON_ROWS = [
+    row("estimators.dfa_value_and_grad estimators.random_feedback", by_feedback),
+    row(
+        "estimators.score_function estimators.bernoulli_log_prob estimators.optimal_baseline",
+        score_gradient,
+    ),
+    *(
+        row(
+            f"estimators.{name}",
+            lambda name=name: (getattr(estimators, name), (theta(), jax.random.key(0))),
+        )
+        for name in ("straight_through", "stochastic_times_smooth", "noisy_rectifier")
+    ),
+]
+
+
 ESTIMATOR_ROWS = [
     row("estimators.backprop", lambda: on_toy(estimators.backprop, **WHOLE)),
     row(
@@ -634,6 +698,8 @@ ESTIMATOR_ROWS = [
         "estimators.forward-online",
     ),
     row("estimators.bootstrapped estimators.squared_distance", bootstrapped),
+    row("estimators.forward_gradient estimators.random_guess", along_random_guesses),
+    row("estimators.local_guess estimators.local_value_and_grad", along_local_guesses),
     row(
         "estimators.pes",
         lambda: on_toy(estimators.pes, ranks=1.0, **WINDOWS),
@@ -731,15 +797,40 @@ OPTIMIZER_ROWS = [
 
 # ----------------------------------------------------------------------------------------------
 
+# Rows by label, without the number; several seconds of compilation each.
+SLOW_TO_COMPILE = {
+    "algorithms.behaviour", "algorithms.mutate", "data.random_warp", "data.strokes",
+    "estimators.backprop", "estimators.bootstrapped", "estimators.combined",
+    "estimators.forward-online", "estimators.gpes", "estimators.implicit",
+    "estimators.one_step", "estimators.pes", "estimators.population_es",
+    "estimators.truncated_backprop", "eval.learning_curve", "eval.probe",
+    "implicit.minimise", "learned.adafac_mlp", "learned.adafac_nominal", "learned.adam_mlp",
+    "learned.celo", "learned.celo2", "learned.celo2_mixed", "learned.celo_scheduled",
+    "learned.isotropic_es", "learned.les", "learned.lga", "learned.long_runs",
+    "learned.lstm", "learned.mlp", "learned.mup", "learned.nn_adam",
+    "learned.random_search", "learned.rnn_mlp", "learned.symbolic", "learned.velo",
+    "tasks.environment_pool", "tasks.rnn_lm", "tasks.transformer_lm",
+    "tasks.vision_transformer", "train.meta_step", "unroll.auto_reset", "unroll.episodes",
+    "unroll.with_gradient",
+}  # fmt: skip
+
 ROWS = [
     *SYSTEM_ROWS,
     *FUNCTION_ROWS,
     *ESTIMATOR_ROWS,
+    *NEURON_ROWS,
     *OPTIMIZER_ROWS,
     *numbered("tasks", TASK_ROWS),
     *numbered("tasks", ENVIRONMENT_ROWS),
     *numbered("algorithms", ALGORITHM_ROWS),
     *numbered("eval", EVAL_ROWS),
+    *numbered("optimizers", [(r.covers, partial(rules.three_updates, r)) for r in rules.RULES]),
+    *numbered("optimizers", rules.HELPERS),
+    *numbered("aggregators", AGGREGATOR_ROWS),
+]
+ROWS = [
+    row._replace(heavy=row.heavy or re.sub(r"-\d+$", "", row.label) in SLOW_TO_COMPILE)
+    for row in ROWS
 ]
 
 LOW_PRECISION = {
@@ -755,7 +846,12 @@ EXEMPT_PACKAGES = {
 
 # Reason: names.
 _EXEMPT = {
+    "a rule of optax; its derivatives are tested beside those of `unroll.differentiable`": " ".join(
+        f"optimizers.{name}" for name in rules.OF_OPTAX
+    ),
     "a contract, or a container that the rows of the factories carry through": """
+        aggregators.AGM aggregators.AGMState aggregators.AggregateState aggregators.Aggregator
+        aggregators.Fish aggregators.GradNorm aggregators.GradNormState
         tasks.BanditTask tasks.CartPoleTask tasks.Environment tasks.GridworldTask
         tasks.NavigationTask tasks.Policy tasks.Trajectory tasks.ValueFunction
         algorithms.ActorCritic algorithms.LPGAgent algorithms.LPGRule algorithms.LPGState
@@ -781,7 +877,16 @@ _EXEMPT = {
         core.LearnedOptimizer core.Oracles core.Split core.StepInfo core.System core.TaskFamily
         core.TrainingState data.Dataset data.Pool data.TextDataset data.TextPool
         estimators.BestResponseState estimators.Response optimizers.ComplexMomentumState
+        estimators.Baseline estimators.BaselineState
         optimizers.ShampooState
+        optimizers.AdaGradNormState optimizers.AutoClipState optimizers.DiffGradState
+        optimizers.OptAMSGradState optimizers.PolynomialAveragingState
+        optimizers.EGNState optimizers.Eigenpairs optimizers.FosiState optimizers.OasisState
+        optimizers.SecondOrderMup
+        optimizers.AcceleratedState optimizers.FirstOrderSolver optimizers.FrankWolfeState
+        optimizers.MirrorMap optimizers.MirrorState optimizers.SolverInfo optimizers.SANIAState
+        optimizers.AISarah optimizers.AISarahState optimizers.LREstimateState optimizers.SMBState
+        optimizers.TeleportState
         estimators.ImplicitInfo estimators.ImplicitState
         implicit.HyperInfo implicit.LinearSolver implicit.Operator implicit.SolveInfo
         implicit.Status
@@ -810,6 +915,7 @@ _EXEMPT = {
         unroll.FrozenState unroll.Horizon unroll.MemoryReport unroll.MetaLossInfo unroll.Window
     """,
     "a type alias": """
+        optimizers.Predictor
         tasks.BatchStatistics tasks.FieldNetwork
         core.Batch core.Data core.Theta
         core.MetaLoss core.OuterLoss core.Params core.Scalar core.TaskParams
@@ -818,6 +924,9 @@ _EXEMPT = {
         implicit.Sketch implicit.Solution implicit.Structure implicit.Tolerance
         estimators.Barrier estimators.Gap estimators.Mixed
         estimators.Pooling estimators.Shaping
+        optimizers.BatchSizeTest
+        optimizers.Difference optimizers.Symmetry
+        estimators.Normalisation
         estimators.Boundary estimators.CombinedWeights estimators.Directions eval.EstimatorFactory
         eval.Metric unroll.Gradient unroll.Loop unroll.Objective unroll.Remat
     """,
@@ -861,9 +970,11 @@ _EXEMPT = {
     "lists tasks and optimizers that have rows, or are those of optax": """
         eval.as_contender eval.pretrained_contender eval.suite_baselines eval.suite_tasks
     """,
+    "for float64 alone, with a line search that has no gradient": "optimizers.multistage_fit",
     "a hash of numbers, for names of files": "eval.theta_digest",
     "Python numbers in, Python numbers out": """
-        algorithms.memory_ratio eval.log_grid unroll.as_horizon
+        optimizers.grow_batch_size
+        algorithms.memory_ratio eval.log_grid optimizers.mup_second_order unroll.as_horizon
     """,
     "facts about functions, found on the host": """
         unroll.memory_report unroll.memory_table unroll.takes_value_and_grad

@@ -82,7 +82,10 @@ def public_functions() -> Iterator[tuple[str, object]]:
         module = importlib.import_module(f"metaopt.{package}")
         for name in module.__all__:
             value = getattr(module, name)
-            if inspect.isfunction(value):
+            if not inspect.isfunction(value):
+                continue
+            # Rules of optax keep its signatures.
+            if inspect.unwrap(value).__module__.startswith("metaopt."):
                 yield f"{package}.{name}", value
 
 

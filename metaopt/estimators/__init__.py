@@ -17,9 +17,17 @@ from metaopt.estimators._combined import CombinedInfo, CombinedWeights, combined
 from metaopt.estimators._darts import DARTSState, darts
 from metaopt.estimators._es import es
 from metaopt.estimators._f2sa import F2SAState, f2sa
+from metaopt.estimators._feedback_alignment import dfa_value_and_grad, random_feedback
 from metaopt.estimators._forward import ForwardState, forward
 from metaopt.estimators._fsla import FSLAState, fsla
 from metaopt.estimators._gpes import GPESState, gpes
+from metaopt.estimators._guesses import (
+    Normalisation,
+    forward_gradient,
+    local_guess,
+    local_value_and_grad,
+    random_guess,
+)
 from metaopt.estimators._hypergradient import DoubleLoopState
 from metaopt.estimators._implicit import Draws, ImplicitInfo, ImplicitState, InnerSolver, implicit
 from metaopt.estimators._mrbo import MomentumState, mrbo
@@ -34,6 +42,16 @@ from metaopt.estimators._sama import Mixed, SAMAState, sama
 from metaopt.estimators._soba import SOBAState, soba
 from metaopt.estimators._srba import SRBAState, srba
 from metaopt.estimators._stocbio import stocbio
+from metaopt.estimators._stochastic_neurons import (
+    Baseline,
+    BaselineState,
+    bernoulli_log_prob,
+    noisy_rectifier,
+    optimal_baseline,
+    score_function,
+    stochastic_times_smooth,
+    straight_through,
+)
 from metaopt.estimators._sustain import sustain
 from metaopt.estimators._truncated_backprop import TruncatedBackpropState, truncated_backprop
 from metaopt.estimators._truncated_es import TruncatedESState, truncated_es
@@ -43,6 +61,8 @@ from metaopt.estimators._vrbo import VRBOState, vrbo
 __all__ = [
     "AmIGOState",
     "Barrier",
+    "Baseline",
+    "BaselineState",
     "BestResponseState",
     "BootstrappedInfo",
     "BootstrappedState",
@@ -65,6 +85,7 @@ __all__ = [
     "Mixed",
     "MomentumState",
     "NRESState",
+    "Normalisation",
     "PBGDState",
     "PESState",
     "Pooling",
@@ -80,31 +101,43 @@ __all__ = [
     "amigo",
     "backprop",
     "bamm",
+    "bernoulli_log_prob",
     "best_response",
     "bome",
     "bootstrapped",
     "bsa",
     "combined",
     "darts",
+    "dfa_value_and_grad",
     "es",
     "f2sa",
     "forward",
+    "forward_gradient",
     "fsla",
     "gpes",
     "implicit",
+    "local_guess",
+    "local_value_and_grad",
     "mrbo",
+    "noisy_rectifier",
     "nres",
     "one_step",
+    "optimal_baseline",
     "pbgd",
     "pes",
     "population_es",
     "pzobo",
+    "random_feedback",
+    "random_guess",
     "saba",
     "sama",
+    "score_function",
     "soba",
     "squared_distance",
     "srba",
     "stocbio",
+    "stochastic_times_smooth",
+    "straight_through",
     "sustain",
     "truncated_backprop",
     "truncated_es",

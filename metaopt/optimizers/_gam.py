@@ -27,8 +27,8 @@ from metaopt.optimizers._neighbourhood import (
     product_with_hessian,
     require_grad_fn,
     unit,
-    wide,
 )
+from metaopt.optimizers._numerics import widen
 
 
 @checked
@@ -63,7 +63,7 @@ def gam(
         worst = move(params, rho, unit(f, eps))
         h = product(worst, unit(grad_fn(worst, 0), eps))
         new = jax.tree.map(
-            lambda g, x: (wide(g) + alpha * rho * wide(x)).astype(g.dtype), updates, h
+            lambda g, x: (widen(g) + alpha * rho * widen(x)).astype(g.dtype), updates, h
         )
         return new, state
 
@@ -112,9 +112,9 @@ def accelerated_gam(
         gradient_at = require_grad_fn("accelerated_gam", grad_fn, params)
 
         def gradient(at, index):
-            return jax.tree.map(wide, gradient_at(at, index))
+            return widen(gradient_at(at, index))
 
-        g0 = jax.tree.map(wide, updates)
+        g0 = widen(updates)
         g1 = gradient(move(params, inner_rho, unit(g0, eps)), 0)
         rise = jax.tree.map(lambda x, y: x - y, g1, g0)
         worst = move(params, rho, unit(rise, eps))

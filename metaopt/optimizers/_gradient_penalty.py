@@ -24,8 +24,8 @@ from metaopt.optimizers._neighbourhood import (
     move,
     product_with_hessian,
     require_grad_fn,
-    wide,
 )
+from metaopt.optimizers._numerics import widen
 
 Difference = Literal["forward", "backward", "central", "exact"]
 
@@ -62,12 +62,12 @@ def gradient_penalty(
 
     def update(updates, state, params=None, *, grad_fn=None, hvp_fn=None, **extra_args):
         del extra_args
-        g = jax.tree.map(wide, updates)
+        g = widen(updates)
         if kind == "exact":
             hessian = hvp_fn or product_with_hessian(
                 require_grad_fn("gradient_penalty", grad_fn, params)
             )
-            product = jax.tree.map(wide, hessian(params, g))
+            product = widen(hessian(params, g))
         else:
             grad_fn = require_grad_fn("gradient_penalty", grad_fn, params)
             product = _difference(kind, grad_fn, params, g, eps)
@@ -81,10 +81,10 @@ def _difference(kind, grad_fn, params, g, eps):
     """H g by a difference of gradients."""
     count, high, low, span = 0, g, g, eps
     if kind in ("forward", "central"):
-        high = jax.tree.map(wide, grad_fn(move(params, eps, g), count))
+        high = widen(grad_fn(move(params, eps, g), count))
         count += 1
     if kind in ("backward", "central"):
-        low = jax.tree.map(wide, grad_fn(move(params, -eps, g), count))
+        low = widen(grad_fn(move(params, -eps, g), count))
     if kind == "central":
         span = 2 * eps
     return jax.tree.map(lambda a, b: (a - b) / span, high, low)

@@ -4,20 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from metaopt.core import Scalar
+from metaopt.optimizers._numerics import global_norm, known, widen
 
-# Trees whose entries are all smaller have no direction: their inverses must be float32.
-_TINY = 1e-20
-
-
-def wide(x: Array) -> Array:
-    """In float32 at least."""
-    return jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32))
+# Shorter trees have no direction: inverses of lengths, and their squares, must be float32.
+_TINY = 1e-18
 
 
 def inner(x: PyTree, y: PyTree) -> Float[Array, ""]:
@@ -29,41 +24,19 @@ def inner(x: PyTree, y: PyTree) -> Float[Array, ""]:
 def unit(tree: PyTree, eps: Scalar = 0.0) -> PyTree:
     """x / (|x| + ε), the norm over the whole tree; leaves in float32 at least.
 
-    Zero for zero, with derivative 0. Entries are divided by the largest one first, which changes
-    neither value nor derivative: squares of 1e30 do not overflow.
+    Zero for zero, with derivative 0.
     """
-    tree, scale = _scaled(tree)
-    length = _length(tree)
-    denominator = jnp.where(length > 0, length, 1.0) + eps / scale
-    return jax.tree.map(lambda x: jnp.where(length > 0, x / denominator.astype(x.dtype), 0), tree)
-
-
-def norm(tree: PyTree) -> Float[Array, ""]:
-    """|x| over the whole tree, as safely as `unit`."""
-    tree, scale = _scaled(tree)
-    return scale * _length(tree)
-
-
-def _scaled(tree):
-    tree = jax.tree.map(wide, tree)
-    sizes = [jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(tree)]
-    largest = sizes[0] if sizes else jnp.zeros(())
-    for size in sizes[1:]:
-        largest = jnp.maximum(largest, size)
-    scale = jax.lax.stop_gradient(jnp.maximum(largest, _TINY))
-    return jax.tree.map(lambda x: x / scale.astype(x.dtype), tree), scale
-
-
-def _length(tree):
-    squares = inner(tree, tree)
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+    tree = widen(tree)
+    length = global_norm(tree)
+    is_long = length > _TINY
+    denominator = jnp.where(is_long, length, 1.0) + eps
+    return jax.tree.map(lambda x: jnp.where(is_long, x / denominator.astype(x.dtype), 0), tree)
 
 
 def move(params: PyTree, step: Scalar | Array, direction: PyTree) -> PyTree:
     """params + step · direction, in the dtypes of the parameters."""
     return jax.tree.map(
-        lambda p, d: (wide(p) + jnp.asarray(step, d.dtype) * d).astype(jnp.result_type(p)),
+        lambda p, d: (widen(p) + jnp.asarray(step, d.dtype) * d).astype(jnp.result_type(p)),
         params,
         direction,
     )
@@ -99,7 +72,7 @@ def product_with_hessian(grad_fn: Callable) -> Callable:
 def check_sign(name: str, *, strict: bool, **values: Scalar) -> None:
     """Raises unless numbers that are known are finite and not negative (`strict`: positive)."""
     for argument, value in values.items():
-        if isinstance(value, jax.core.Tracer):
+        if not known(value):
             continue
         good = np.isfinite(value) and (value > 0 if strict else value >= 0)
         if not good:

@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array, Float
 
 from metaopt.core import Scalar, checked
-from metaopt.optimizers._neighbourhood import check_sign, require_params, wide
+from metaopt.optimizers._neighbourhood import check_sign, require_params
+from metaopt.optimizers._numerics import widen
 
 
 @checked
@@ -99,8 +100,8 @@ def sr_ste(
     def one(g, w):
         if w.ndim < 2 or not -w.ndim <= axis < w.ndim or w.shape[axis] % m:
             return g
-        pruned = wide(w) * (1 - wide(nm_mask(w, n=n, m=m, axis=axis)))
-        return (wide(g) + decay * pruned).astype(g.dtype)
+        pruned = widen(w) * (1 - widen(nm_mask(w, n=n, m=m, axis=axis)))
+        return (widen(g) + decay * pruned).astype(g.dtype)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args

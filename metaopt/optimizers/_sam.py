@@ -14,7 +14,8 @@ from collections.abc import Callable
 import jax
 
 from metaopt.core import Scalar, checked
-from metaopt.optimizers._neighbourhood import check_sign, move, unit, wide
+from metaopt.optimizers._neighbourhood import check_sign, move, unit
+from metaopt.optimizers._numerics import widen
 
 
 @checked
@@ -50,9 +51,9 @@ def sam_gradient(
     check_sign("sam_gradient", strict=False, rho=rho, eps=eps)
 
     def gradient(params, *args, **kwargs):
-        g = jax.tree.map(wide, grad_fn(params, *args, **kwargs))
+        g = widen(grad_fn(params, *args, **kwargs))
         if adaptive:
-            size = jax.tree.map(lambda p: abs(wide(p)), params)
+            size = jax.tree.map(lambda p: abs(widen(p)), params)
             direction = unit(jax.tree.map(lambda s, x: s * x, size, g), eps)
             direction = jax.tree.map(lambda s, x: s * x, size, direction)
         else:

@@ -25,7 +25,8 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from metaopt.core import Batch, Params, Scalar, checked
-from metaopt.optimizers._neighbourhood import check_sign, norm, require_params, wide
+from metaopt.optimizers._neighbourhood import check_sign, require_params
+from metaopt.optimizers._numerics import global_norm, widen
 
 Symmetry = Literal["scale", "linear"]
 
@@ -169,7 +170,7 @@ def teleport_every(
         new, grads, inner = jax.lax.cond(due, moved, lambda: (params, updates, state.inner))
         updates, inner = inner_opt.update(grads, inner, new, value_fn=value_fn, **extra_args)
         final = jax.tree.map(
-            lambda u, x, p: (wide(u) + (wide(x) - wide(p))).astype(u.dtype), updates, new, params
+            lambda u, x, p: (widen(u) + (widen(x) - widen(p))).astype(u.dtype), updates, new, params
         )
         return final, TeleportState(state.count + 1, inner)
 
@@ -178,7 +179,7 @@ def teleport_every(
 
 def _identity(symmetry, sizes, params):
     """s = 0."""
-    dtype = jnp.result_type(*map(wide, jax.tree.leaves(params)))
+    dtype = jnp.result_type(*map(widen, jax.tree.leaves(params)))
     shape = (lambda n: (n,)) if symmetry == "scale" else (lambda n: (n, n))
     return {name: jnp.zeros(shape(n), dtype) for name, n in sizes.items()}
 
@@ -255,7 +256,7 @@ def _on_axes(act, s, axes, params):
     """`act(x, index, s, sign)` for all signed axes of all arrays."""
 
     def one(p, text):
-        x = wide(p)
+        x = widen(p)
         for index, axis in enumerate(text.split()):
             if axis[0] in "+-":
                 x = act(x, index, s[axis[1:]].astype(x.dtype), 1 if axis[0] == "+" else -1)
@@ -284,7 +285,7 @@ def _mixed(s, axes, params):
 
 
 def _log_size(tree):
-    size = norm(tree)
+    size = global_norm(tree)
     return 2 * jnp.log(jnp.maximum(size, jnp.finfo(size.dtype).tiny))
 
 

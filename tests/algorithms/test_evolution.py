@@ -162,6 +162,7 @@ def found():
     return search(num_evaluations=300)
 
 
+@pytest.mark.slow
 def test_finds_a_rule(found):
     assert found.score < 0.2 * found.best_scores[0]
     target = jax.jit(behaviour)(program(TARGET))

@@ -20,6 +20,7 @@ from tests.helpers import central_differences, ravel, relative_error, standard_e
 SETTINGS = {"num_steps": 2, "num_tasks": 2}
 
 
+@pytest.mark.slow
 def test_at_first_it_is_maml(quick, x64):
     learner = learned_loss(FAMILY, apply, optax.sgd(0.05), **SETTINGS)
     theta = learner.init(jax.random.key(0))._replace(params=params())

@@ -27,6 +27,7 @@ def learner_with(**settings):
     return loss_weights(FAMILY, optax.sgd(0.05), **{**SETTINGS, **settings})
 
 
+@pytest.mark.slow
 def test_at_first_all_weights_are_1_and_it_is_maml(quick, x64):
     learner = learner_with()
     theta = learner.init(key())._replace(params=params())

@@ -37,6 +37,7 @@ def slopes() -> core.TaskFamily:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gradient", ["reverse", pytest.param("first_order", marks=pytest.mark.slow)]
 )

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from metaopt import core, tasks, unroll
 from metaopt.algorithms import search
@@ -12,6 +13,7 @@ def fixed(strategy):
     return LearnedStrategy(lambda key: (), lambda theta: strategy)
 
 
+@pytest.mark.slow
 def test_a_search_repeats_asking_evaluating_and_telling():
     family = tasks.black_box(dim=3, functions=("rastrigin",))
     learned = les(population_size=5)

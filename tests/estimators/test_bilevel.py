@@ -49,6 +49,7 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_may_be_interrupted_and_survives_numbers_that_are_not_finite(name, x64):
     settings = {"settings": SETTINGS[name], "outer_step": 0.1, "seed": 1}

@@ -68,6 +68,7 @@ def test_repeats_its_formula(weights):
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_follows_backprop_where_it_is_smooth_and_es_where_it_is_chaotic():
     def weight(system, theta):
         estimator = combined(system, sigma=0.02, horizon=60, num_tasks=16)

@@ -34,6 +34,7 @@ def counter_gradient(*, horizon, loss_at=None, boundary="exclusive", num_samples
     return grads * WINDOW / num_trajectories
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [20, 24, 3])
 def test_summed_loss_is_unbiased_wherever_trajectories_end(horizon):
     grads = counter_gradient(horizon=horizon)

@@ -101,6 +101,7 @@ def test_shaped_losses_ignore_the_scale_and_offset_of_each_task(x64):
     assert np.abs(shaped(other, "none") - shaped(losses, "none")).max() > 1
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_the_worst_of_its_task_alone():
     losses = jax.random.normal(jax.random.key(0), (3, 2, 4))
     broken = losses.at[1, 0, 2].set(jnp.nan)

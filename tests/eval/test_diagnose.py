@@ -50,6 +50,7 @@ def linear():
     return run(toys.linear(), THETA, ("backprop", "truncated_backprop", "pes"), (10,))
 
 
+@pytest.mark.slow
 def test_biases_are_those_of_the_closed_form(linear):
     exact, truncated, persistent = linear.estimators
     full, short = (np.asarray(toys.linear_gradient(k), np.float64) for k in (10, 2))

@@ -70,6 +70,7 @@ def _nesterov(learning_rate):
     return optax.GradientTransformation(init, direction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, SHIPPED], ids=["adam", "shipped"])
 def test_one_call_for_all_tensors_is_one_call_for_each(monkeypatch, settings):
     learned = adam_mlp(0.1, **settings)
@@ -82,6 +83,7 @@ def test_one_call_for_all_tensors_is_one_call_for_each(monkeypatch, settings):
         np.testing.assert_allclose(together[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_three_steps_of_all_learned_parts_by_hand(x64):
     learned = adam_mlp(0.1, **SHIPPED, vector_mult=3.0, weight_decay=0.2)
     theta, (params, grads) = perturbed(learned), sequence(3)
@@ -172,6 +174,7 @@ def factored(state, g):
     return list(zip(row, col, strict=True)), np.stack(factors)
 
 
+@pytest.mark.slow
 def test_steps_have_the_size_of_the_learning_rate_at_first():
     settings = {**SHIPPED, "vector_mult": 3.0}
     learned = adam_mlp(0.01, **settings)

@@ -27,6 +27,7 @@ def test_follows_the_original_trajectory(phase, rolling, tolerance):
     scheduled.check_final_state(archive, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [1, 2])
 def test_four_steps_by_hand(x64, phase):
     learned = celo(phase=phase, hidden_size=5, bank_size=3, step_mult=0.5, exp_mult=0.2)
@@ -104,6 +105,7 @@ def outer_run(outer_opt, phase, theta):
     return jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(3))[0][0])(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "trained", "frozen"), [(1, "network", "scheduler"), (2, "scheduler", "network")]
 )

@@ -114,6 +114,7 @@ def test_commutes_with_transposition_unless_square(theta):
     assert deviation((4, 4)) > 1e-3
 
 
+@pytest.mark.slow
 def test_orthogonalises_matrices_by_newton_schulz(theta):
     params = unrolled.params_like(
         jax.random.key(1), {"tall": (6, 3), "stack": (2, 3, 4), "bias": (3,)}

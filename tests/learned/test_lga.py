@@ -54,6 +54,7 @@ def numpy_attention(theta, queries, others):
     return affine(theta["out"], np.concatenate(heads, axis=1))
 
 
+@pytest.mark.slow
 def test_the_three_operators_repeat_a_transcription_in_numpy(x64):
     theta = random_theta()
     _, state = evaluated(theta, jnp.zeros(2))
@@ -164,6 +165,7 @@ def test_permuting_the_population_permutes_the_operators(x64):
     np.testing.assert_allclose(shuffled, plain[order], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_first_generation_is_the_initial_population():
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
     strategy = lga(population_size=SIZE, sigma=0.7).strategy(random_theta())

@@ -172,6 +172,7 @@ def test_meta_gradients_are_finite_on_awkward_inputs():
     assert np.isfinite(helpers.ravel(grads)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_meta_gradients_match_central_differences():
     learned = nn_adam(hidden_size=2, learning_rate=0.1, output_scale=0.1)

@@ -179,6 +179,7 @@ def test_follows_the_equations():
         np.testing.assert_allclose(state.from_mlp[index], carry[name][2], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_validation_losses_count_only_where_they_are_given():
     learned = rnn_mlp(hidden_size=3, lstm_size=2, step_mult=0.2)
     theta = perturbed(learned)

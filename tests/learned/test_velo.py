@@ -69,6 +69,7 @@ def test_has_the_published_number_of_weights_less_one_unused_layer():
     assert count == 162_305 - (30 * 128 + 128)
 
 
+@pytest.mark.slow
 def test_published_trees_come_back_as_they_were():
     theta = scheduled.perturbed(velo(hidden_size=5, bank_size=3))
     tree = scheduled_to_published(theta)
@@ -111,6 +112,7 @@ def test_tensors_hear_of_each_other():
     assert helpers.relative_error(ends["bias"][1], ends["bias"][0]) > 1e-4
 
 
+@pytest.mark.slow
 def test_planned_steps_may_be_traced_and_differ_under_vmap():
     learned = small()
     theta = scheduled.perturbed(learned)

@@ -61,6 +61,7 @@ def test_loss_and_accuracy_match_numpy(cell):
     np.testing.assert_allclose(metrics.accuracy, np.mean(hits), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("cell", GRU_FIRST)
 def test_gradient_through_time_matches_central_differences(cell):

@@ -17,7 +17,11 @@ FAMILIES = {
     if name not in ("clip_classification", "relative_log", "velo_classification")
 }
 # Long to compile; the conformance tests cover them as well.
-HEAVY = ("transformer_lm", "vision_transformer", *HEAVY_TASKS)
+HEAVY = (
+    "convnet", "environments", "es_gradient", "gradient_noise", "mup_mlp", "normalised_gradient",
+    "random_directions", "reduced_batch", "rescale", "rnn_lm", "scaled_init", "transformer_lm",
+    "vae", "vision_transformer", *HEAVY_TASKS,
+)  # fmt: skip
 
 
 def run(family, pool, key):

@@ -16,6 +16,7 @@ from metaopt.train import _recorder
 from tests.train import problems, processes
 
 
+@pytest.mark.slow
 def test_a_stream_that_raises_is_named_and_the_run_goes_on_where_it_was(tmp_path):
     broken = True
 

@@ -115,6 +115,7 @@ def each_rule():
     )
 
 
+@pytest.mark.slow
 @each_rule()
 def test_meta_gradients_are_finite_and_right_beside_a_weight_without_gradients(x64, name):
     safe = meta_loss(name, wrap=True)

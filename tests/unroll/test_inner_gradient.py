@@ -164,6 +164,7 @@ def quartic():
     return core.bilevel_training(problem, optax.sgd(0.05)), theta, jnp.array([0.5, -0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [False, True])
 def test_every_gradient_reaches_a_system_through_guards_and_horizons(x64, drawn):
     system, theta, data = quartic()
