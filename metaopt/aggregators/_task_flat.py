@@ -5,9 +5,9 @@
 
 with gᵢ' the gradient of head i. sᵢ is the gradient of sharpness-aware minimisation for task i, and
 sᵢ - gᵢ its part that leads to flat regions, whose conflicts are resolved on their own. Phan et al.
-2022, arXiv:2211.13723. The paper does not say how lengths are taken; here those of the
-shared parameters and of each head are separate. ρ = 0 is the aggregator alone, and with the mean it
-is sharpness-aware minimisation of several tasks.
+2022, arXiv:2211.13723. Lengths of the shared parameters and of each head are taken apart, with one
+ρ for both. ρ = 0 is the aggregator alone, and with the mean this is sharpness-aware minimisation of
+several tasks.
 """
 
 from collections.abc import Callable, Sequence

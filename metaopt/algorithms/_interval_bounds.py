@@ -9,10 +9,9 @@ MAML is combined with how far the bounds are from the features of the query set 
 
     L = Σ wᵢ Lᵢ,    w = softmax(L / T),    L = (cross-entropy, |upper - f|², |lower - f|²).
 
-Datta et al. 2022, arXiv:2204.03511, §3. Their code sends the two end points through the network,
-which is no bound after a layer with negative weights; here the intervals are real. Weights are
-taken as constants unless `detach=False`. Without a neighbourhood, `eps = 0`, there are no bounds
-and the loss is MAML's.
+Datta et al. 2022, arXiv:2204.03511, §3. Weights are taken as constants unless `detach=False`, as
+in their code. Without a neighbourhood, `eps = 0`, there are no bounds and the loss is MAML's.
+`metaopt.algorithms.interval_tasks` makes new tasks between the bounds.
 """
 
 from collections.abc import Callable, Sequence

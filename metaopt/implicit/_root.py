@@ -184,7 +184,7 @@ def _linear_solve(solver: LinearSolver, structure: Structure, on_failure: OnFail
     def tangent_solve(apply, b):
         # The transpose needs every leaf of b to depend on what is differentiated, as the residuals
         # of some unknowns need not.
-        zero = sum(0 * jnp.sum(x) for x in jax.tree.leaves(b))
+        zero = sum((0 * jnp.sum(x) for x in jax.tree.leaves(b)), jnp.zeros(()))
         b = jax.tree.map(lambda x: x + zero.astype(x.dtype), b)
         return jax.lax.custom_linear_solve(
             apply, b, solve, transpose_solve=solve, symmetric=structure != "general"

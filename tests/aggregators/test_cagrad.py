@@ -12,7 +12,7 @@ BARS = {"cagrad": 1e-3, "cagrad_wide": 1e-4}
 
 @pytest.mark.usefixtures("x64")
 def test_it_agrees_with_the_published_implementation():
-    checks.assert_as_published(BARS, ("8x6",))
+    checks.assert_as_published(BARS)
 
 
 @pytest.mark.slow
@@ -40,6 +40,7 @@ def test_no_direction_of_the_ball_is_better():
     assert worst > (matrix @ np.array(golden.GOLDEN["5x20"]["cagrad"])).min() - 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_ball_of_no_radius_leaves_the_mean():
     matrix = checks.some_jacobian()

@@ -15,7 +15,9 @@ def test_it_agrees_with_the_published_implementation():
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_it_agrees_with_the_published_implementation_on_all_shapes():
-    checks.assert_as_published({"dual_proj": 1e-6}, ("agreement", "2x5", "3x10", "5x20"))
+    checks.assert_as_published(
+        {"dual_proj": 1e-6}, ("conflict", "agreement", "2x5", "3x10", "5x20")
+    )
 
 
 @pytest.mark.usefixtures("x64")
