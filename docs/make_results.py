@@ -839,6 +839,25 @@ def update_rule_cost() -> str:
     return _table(head, table)
 
 
+def aggregator_agreement() -> str:
+    """Our aggregators against torchjd."""
+    record = _load("benchmarks/results/aggregators.json")
+    by_name = {}
+    for row in record["rows"]:
+        by_name.setdefault(row["aggregator"], []).append(row)
+    rows = [
+        [
+            f"`{name}`",
+            str(sum(row["compared"] for row in found)),
+            f"{max(row['float64_median'] for row in found):.0e}",
+            f"{max(row['float64'] for row in found):.0e}",
+        ]
+        for name, found in by_name.items()
+    ]
+    head = ["aggregator", "Jacobians", "largest median over shapes", "largest difference"]
+    return f"{_table(head, rows)}\n\ntorchjd {record['versions']['torchjd']}."
+
+
 def update_rules() -> str:
     """All update rules, tuned alike, on six tasks."""
     record = _load("experiments/results/update_rules.json")
@@ -1084,7 +1103,64 @@ def few_tasks() -> str:
     return _table(["base classes", "shots", "prototypes", "with MLTI", "difference"], rows)
 
 
+def segmentation() -> str:
+    """Overlaps from different initial weights, with and without a search."""
+    record = _load("experiments/results/segmentation.json")
+    gains, bars, rows = record["gains"], record["bars"], []
+    for start in gains:
+        runs = [run for run in record["runs"] if run["start"] == start]
+        names = ("overlap before", "overlap, default", "overlap, searched")
+        cells = [_mean_and_all([run[name] for run in runs]) for name in names]
+        chosen = ", ".join(f"{run['rate']:.2g} ({run['steps']})" for run in runs)
+        rows.append([start, *cells, chosen])
+    lines = [
+        f"- {start}: {name} {statistics.mean(values):+.3f} ({_spread(values, '{:+.3f}')})"
+        + (f", bar {bars[name]}: {_met(values, bars[name])}." if name in bars else ".")
+        for start in gains
+        for name, values in gains[start].items()
+        if any(values)
+    ]
+    header = ["initial weights", "before", "default", "searched", "rate (steps) found"]
+    return _table(header, rows) + "\n\n" + "\n".join(lines)
+
+
+def _met(values: list[float], bar: float) -> str:
+    if min(values) >= bar:
+        return "reached"
+    return "reached by the mean, not by every seed" if statistics.mean(values) >= bar else "missed"
+
+
+def visual_prompts() -> str:
+    """Accuracies of prompts by steps, and in mixed domains."""
+    record = _load("experiments/results/visual_prompts.json")
+    steps, runs = (0, 1, 3, 10, 30), record["runs"]
+    rows = [
+        [
+            start,
+            *(_mean_and_range([run[start]["curve"][step] for run in runs]) for step in steps),
+            ", ".join(f"{run[start]['rate']:.2g}" for run in runs),
+        ]
+        for start in ("zero", "meta-prompt")
+    ]
+    mixed = {
+        name: _mean_and_range([run["mixed"][name] for run in runs])
+        for name in ("one prompt", "per cluster")
+    }
+    counts = [count for run in runs for count in run["mixed"]["clusters"]]
+    plain = _mean_and_range([100 * run["frozen, plain images"] for run in runs])
+    return (
+        _table(["from", *(f"{step} steps" for step in steps), "rates"], rows)
+        + f"\n\nPlain images, no prompt: {plain}. Gain of the meta-prompt at 10 steps: "
+        + f"{_spread(record['gains'], '{:+.1f}')} points, bar {record['bar']:g}: "
+        + f"{_met(record['gains'], record['bar'])}. Mixed domains: {mixed['one prompt']} with one "
+        + f"prompt, {mixed['per cluster']} with one per cluster, of which there were "
+        + f"{min(counts)} to {max(counts)}."
+    )
+
+
 BLOCKS = (
+    segmentation,
+    visual_prompts,
     good_embedding,
     good_embedding_bars,
     few_tasks,
@@ -1135,6 +1211,7 @@ BLOCKS = (
     interference,
     preconditioned,
     corrupted_support,
+    aggregator_agreement,
     update_rule_agreement,
     update_rule_cost,
     update_rules,

@@ -20,10 +20,18 @@ def x64():
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What takes long to compile is slow."""
+    for item in items:
+        if item.get_closest_marker("compiles"):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Fast tests spend their time on compiling: half of it without XLA's costly optimizations.
+    """Tests that do little but compile do so in half of the time, without costly optimizations.
 
     Not a fixture, because those of a module are made before those of a test.
     """
-    is_quick = item.get_closest_marker("slow") is None
-    jax.config.update("jax_disable_most_optimizations", is_quick)
+    computes = item.get_closest_marker("slow") and not item.get_closest_marker("compiles")
+    jax.config.update("jax_disable_most_optimizations", not computes)

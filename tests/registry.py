@@ -799,17 +799,27 @@ OPTIMIZER_ROWS = [
 
 # Rows by label, without the number; several seconds of compilation each.
 SLOW_TO_COMPILE = {
-    "algorithms.behaviour", "algorithms.mutate", "data.random_warp", "data.strokes",
-    "estimators.backprop", "estimators.bootstrapped", "estimators.combined",
-    "estimators.forward-online", "estimators.gpes", "estimators.implicit",
-    "estimators.one_step", "estimators.pes", "estimators.population_es",
-    "estimators.truncated_backprop", "eval.learning_curve", "eval.probe",
-    "implicit.minimise", "learned.adafac_mlp", "learned.adafac_nominal", "learned.adam_mlp",
-    "learned.celo", "learned.celo2", "learned.celo2_mixed", "learned.celo_scheduled",
-    "learned.isotropic_es", "learned.les", "learned.lga", "learned.long_runs",
-    "learned.lstm", "learned.mlp", "learned.mup", "learned.nn_adam",
-    "learned.random_search", "learned.rnn_mlp", "learned.symbolic", "learned.velo",
-    "tasks.environment_pool", "tasks.rnn_lm", "tasks.transformer_lm",
+    "aggregators.cagrad", "aggregators.dual_proj", "aggregators.pcgrad",
+    "aggregators.task_flat", "aggregators.upgrad", "algorithms.behaviour",
+    "algorithms.mutate", "data.random_warp", "data.strokes", "estimators.backprop",
+    "estimators.backprop-function", "estimators.best_response", "estimators.bootstrapped",
+    "estimators.combined", "estimators.es", "estimators.forward-online",
+    "estimators.forward_gradient", "estimators.gpes", "estimators.implicit",
+    "estimators.local_guess", "estimators.nres", "estimators.one_step", "estimators.pes",
+    "estimators.population_es", "estimators.truncated_backprop", "estimators.truncated_es",
+    "eval.learning_curve", "eval.probe", "implicit.jacobi", "implicit.minimise",
+    "learned.adafac_mlp", "learned.adafac_nominal", "learned.adam_mlp", "learned.celo",
+    "learned.celo2", "learned.celo2_mixed", "learned.celo_scheduled",
+    "learned.hyperparameters_adam", "learned.isotropic_es", "learned.les", "learned.lga",
+    "learned.long_runs", "learned.lstm", "learned.lstm_raw", "learned.mlp", "learned.mup",
+    "learned.nn_adam", "learned.random_search", "learned.rnn_mlp", "learned.symbolic",
+    "learned.velo", "optimizers.adamp", "optimizers.egn", "optimizers.fosi",
+    "optimizers.lanczos_extremes", "optimizers.multistage_predict", "optimizers.nm_mask",
+    "optimizers.oasis", "optimizers.opt_amsgrad", "optimizers.shampoo", "optimizers.smb",
+    "optimizers.teleport", "optimizers.teleport_every", "tasks.augmented",
+    "tasks.autoencoder", "tasks.convnet", "tasks.environment_pool", "tasks.navigation",
+    "tasks.random_directions", "tasks.rnn_lm", "tasks.sample_family",
+    "tasks.sinusoid_regression", "tasks.transformer_lm", "tasks.vae",
     "tasks.vision_transformer", "train.meta_step", "unroll.auto_reset", "unroll.episodes",
     "unroll.with_gradient",
 }  # fmt: skip
@@ -856,6 +866,8 @@ _EXEMPT = {
         tasks.NavigationTask tasks.Policy tasks.Trajectory tasks.ValueFunction
         algorithms.ActorCritic algorithms.LPGAgent algorithms.LPGRule algorithms.LPGState
         algorithms.LPGTargets algorithms.PolicyGradientInfo algorithms.ReturnTheta
+        algorithms.DiscoAgent algorithms.DiscoInputs algorithms.DiscoOutputs algorithms.DiscoRule
+        algorithms.DiscoState algorithms.DiscoTargets algorithms.DiscoValues
         algorithms.AffineParams algorithms.CamelTheta algorithms.StreamLearner
         algorithms.AmortisedTheta algorithms.Encoded
         tasks.SinusoidStreamTask
@@ -864,6 +876,7 @@ _EXEMPT = {
         algorithms.LearnedLossTheta algorithms.LossWeightsTheta algorithms.MetaCurvatureTheta
         algorithms.NPBMLTheta algorithms.Warped
         algorithms.Episode algorithms.FewShotScores algorithms.MetaLearner data.ClassPool
+        algorithms.BoundedTask algorithms.BoxedInputs algorithms.ClusteredTask
         algorithms.Bounds algorithms.Clusters algorithms.Distilled algorithms.MixedInputs
         algorithms.MixedTask algorithms.ModulatedTheta algorithms.Modulation
         algorithms.RelatedTasks algorithms.Remembered
@@ -931,12 +944,12 @@ _EXEMPT = {
         eval.Metric unroll.Gradient unroll.Loop unroll.Objective unroll.Remat
     """,
     "a container or an error of the host side": """
-        algorithms.EvolutionCounts algorithms.EvolutionResult
+        algorithms.EvolutionCounts algorithms.EvolutionResult algorithms.FeatureClusters
         data.Stream
         eval.Bias eval.Diagnosis eval.EstimatorDiagnosis eval.HorizonDiagnosis eval.Samples
         eval.Slice
         eval.Baseline eval.Comparison eval.Interval eval.Protocol eval.Result eval.Speedup
-        eval.TuneResult
+        eval.AdaptationChoice eval.AdaptationTrial eval.TuneResult
         eval.Contender eval.SuiteProblem eval.SuiteSettings eval.SuiteTask
         train.BestProbe train.Checkpoints train.Compiled train.Membership train.Metrics
         train.Probe train.RunCurves train.RunError train.RunFolderError train.RunStatus
@@ -948,7 +961,7 @@ _EXEMPT = {
     """,
     "compiles and loops on the host, over functions that have rows": """
         algorithms.evolve eval.compare eval.coordinate_check eval.diagnose eval.run_suite
-        eval.sample_estimator eval.tune
+        eval.sample_estimator eval.tune eval.tune_adaptation
         train.compile_step train.meta_train
     """,
     "reads or writes files": """
@@ -972,6 +985,7 @@ _EXEMPT = {
     """,
     "for float64 alone, with a line search that has no gradient": "optimizers.multistage_fit",
     "a hash of numbers, for names of files": "eval.theta_digest",
+    "clusters on the host, by scikit-learn": "algorithms.feature_clusters",
     "Python numbers in, Python numbers out": """
         optimizers.grow_batch_size
         algorithms.memory_ratio eval.log_grid optimizers.mup_second_order unroll.as_horizon

@@ -34,7 +34,7 @@ STEPS = 3
 def each(rows):
     """Parametrises a test with rows; those that take long to compile are slow."""
     params = [
-        pytest.param(row, id=row.label, marks=[pytest.mark.slow] if row.heavy else [])
+        pytest.param(row, id=row.label, marks=[pytest.mark.compiles] if row.heavy else [])
         for row in rows
     ]
     return pytest.mark.parametrize("row", params)
@@ -68,15 +68,6 @@ class Subject(NamedTuple):
     begin: Callable[..., tuple[Any, Any]]
     step: Callable[..., Outcome]
     grad: Callable[..., Any]
-
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Half of the compilation time; what is checked does not depend on XLA's optimizations."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def is_float(x) -> bool:
@@ -377,9 +368,10 @@ def test_eager_is_jit_of_vmap_in_one_trace_with_finite_gradients(row):
     check(row, alone=False)
 
 
-@pytest.mark.slow
+# Heavy rows in float32 only: tests of their own compare numbers in float64.
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
-@each(registry.ROWS)
+@each([row for row in registry.ROWS if not row.heavy])
 def test_eager_is_jit_is_vmap_in_float64(row):
     check(row, alone=True)
 

@@ -7,7 +7,7 @@ import pytest
 SCRIPTS = sorted((pathlib.Path(__file__).parents[1] / "experiments").glob("*.py"))
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_script_runs_and_writes_its_results(script, tmp_path):
     spec = importlib.util.spec_from_file_location(script.stem, script)

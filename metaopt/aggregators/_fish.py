@@ -80,6 +80,7 @@ def fish(
     return Fish(opt.init, update)
 
 
+@checked
 def inner_product_gradient(
     loss: Callable[..., Float[Array, ""]],
 ) -> Callable[[Params, Batch], PyTree]:

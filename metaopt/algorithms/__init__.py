@@ -1,5 +1,6 @@
 """Named compositions of a task family, an inner loop and an estimator."""
 
+from metaopt.algorithms._adaptation_curves import adaptation_curves
 from metaopt.algorithms._amortised import AmortisedTheta, Encoded, amortised
 from metaopt.algorithms._anil import anil, boil
 from metaopt.algorithms._camel import (
@@ -9,6 +10,11 @@ from metaopt.algorithms._camel import (
     camel,
     identify,
 )
+from metaopt.algorithms._disco import DiscoState, disco_rl
+from metaopt.algorithms._disco_adam import disco_adam
+from metaopt.algorithms._disco_agent import DiscoAgent, DiscoOutputs, disco_agent
+from metaopt.algorithms._disco_rule import DiscoInputs, DiscoRule, DiscoTargets, disco_rule
+from metaopt.algorithms._disco_values import DiscoValues
 from metaopt.algorithms._diverse_tasks import RelatedTasks, diverse_tasks, k_dpp, task_kernel
 from metaopt.algorithms._evolution import (
     EvolutionCounts,
@@ -22,6 +28,12 @@ from metaopt.algorithms._good_embedding import Distilled, good_embedding, logist
 from metaopt.algorithms._imaml import imaml
 from metaopt.algorithms._interference import interference, online
 from metaopt.algorithms._interval_bounds import Bounds, interval_bounds, interval_maml
+from metaopt.algorithms._interval_tasks import (
+    BoundedTask,
+    BoxedInputs,
+    interval_tasks,
+    mix_bounds,
+)
 from metaopt.algorithms._learned_loss import LearnedLossTheta, learned_loss
 from metaopt.algorithms._learned_policy_gradient import (
     LPGAgent,
@@ -74,20 +86,38 @@ from metaopt.algorithms._transductive import (
     soft_clusters,
     transductive,
 )
+from metaopt.algorithms._visual_prompts import (
+    ClusteredTask,
+    FeatureClusters,
+    feature_clusters,
+    prompted,
+    visual_prompts,
+)
 from metaopt.algorithms._warp_grad import Warped, warp_grad
 
 __all__ = [
     "ActorCritic",
     "AffineParams",
     "AmortisedTheta",
+    "BoundedTask",
     "Bounds",
+    "BoxedInputs",
     "CamelTheta",
+    "ClusteredTask",
     "Clusters",
+    "DiscoAgent",
+    "DiscoInputs",
+    "DiscoOutputs",
+    "DiscoRule",
+    "DiscoState",
+    "DiscoTargets",
+    "DiscoValues",
     "Distilled",
     "Encoded",
     "Episode",
     "EvolutionCounts",
     "EvolutionResult",
+    "FeatureClusters",
     "FewShotScores",
     "LPGAgent",
     "LPGRule",
@@ -114,6 +144,7 @@ __all__ = [
     "Transduction",
     "Warped",
     "adapt",
+    "adaptation_curves",
     "affine_network",
     "amortised",
     "anil",
@@ -122,8 +153,13 @@ __all__ = [
     "camel",
     "continued",
     "cosine_head",
+    "disco_adam",
+    "disco_agent",
+    "disco_rl",
+    "disco_rule",
     "diverse_tasks",
     "evolve",
+    "feature_clusters",
     "few_shot_scores",
     "finetune_prototypes",
     "good_embedding",
@@ -132,6 +168,7 @@ __all__ = [
     "interference",
     "interval_bounds",
     "interval_maml",
+    "interval_tasks",
     "k_dpp",
     "lambda_returns",
     "learned_loss",
@@ -149,6 +186,7 @@ __all__ = [
     "meta_gradient_rl",
     "meta_modulation",
     "meta_sgd",
+    "mix_bounds",
     "mix_hidden",
     "mlti",
     "modulate",
@@ -156,6 +194,7 @@ __all__ = [
     "npbml",
     "online",
     "policy_gradient",
+    "prompted",
     "proto_transfer",
     "prototype_head",
     "prototypes",
@@ -170,5 +209,6 @@ __all__ = [
     "task_kernel",
     "through_stream",
     "transductive",
+    "visual_prompts",
     "warp_grad",
 ]

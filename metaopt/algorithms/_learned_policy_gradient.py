@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from metaopt.algorithms._categorical import entropy as entropy_of
+from metaopt.algorithms._categorical import log_prob_of, mean_over
 from metaopt.algorithms._policy_gradient import policy_gradient
 from metaopt.core import Params, Scalar, StepInfo, System, TaskParams, Theta, checked
 from metaopt.data._check import at_least_one
@@ -235,7 +237,7 @@ def learned_policy_gradient(
         final = episodes.final_observation[:, None]
         observations = jnp.concatenate([episodes.observations, final], axis=1)
         logits, predictions = outputs_of(params, observations)
-        probs = jnp.exp(_chosen(logits[:, :-1], episodes.actions))
+        probs = jnp.exp(log_prob_of(logits[:, :-1], episodes.actions))
         return jax.vmap(rule.apply, (None, 0, 0, 0))(
             theta, episodes, probs, jax.nn.softmax(predictions)
         )
@@ -244,18 +246,21 @@ def learned_policy_gradient(
         logits, predictions = outputs_of(params, episodes.observations)
         log_y = jax.nn.log_softmax(predictions)
         divergence = jnp.sum(jnp.exp(log_y) * (log_y - targets.predictions), axis=-1)
-        each = -targets.weights * _chosen(logits, episodes.actions) + prediction_weight * divergence
-        return _mean(each, episodes.active), ()
+        each = (
+            -targets.weights * log_prob_of(logits, episodes.actions)
+            + prediction_weight * divergence
+        )
+        return mean_over(each, episodes.active), ()
 
     def regulariser(params, episodes, targets):
         logits, predictions = outputs_of(params, episodes.observations)
         each = (
             weight_penalty * targets.weights**2
             + prediction_penalty * jnp.sum(jnp.exp(2 * targets.predictions), axis=-1)
-            - entropy * _entropy(logits)
-            - prediction_entropy * _entropy(predictions)
+            - entropy * entropy_of(logits)
+            - prediction_entropy * entropy_of(predictions)
         )
-        return _mean(each, episodes.active)
+        return mean_over(each, episodes.active)
 
     def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
         del data
@@ -274,20 +279,3 @@ def learned_policy_gradient(
         return LPGState(task_params, params, opt_state), StepInfo(loss, jnp.array(False))
 
     return System(init, step)
-
-
-def _chosen(logits, actions):
-    """Log-probabilities of the actions."""
-    log_probs = jax.nn.log_softmax(logits)
-    return jnp.take_along_axis(log_probs, actions[..., None], axis=-1)[..., 0]
-
-
-def _entropy(logits):
-    """Of categorical distributions."""
-    log_probs = jax.nn.log_softmax(logits)
-    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
-
-
-def _mean(each, active):
-    """Over the steps that count."""
-    return jnp.sum(jnp.where(active, each, 0)) / jnp.sum(active)

@@ -42,8 +42,11 @@ from metaopt.eval._suite_cells import SuiteSettings
 from metaopt.eval._suite_report import suite_figure, suite_table
 from metaopt.eval._suite_tasks import SuiteProblem, SuiteTask, suite_tasks
 from metaopt.eval._tune import Baseline, Metric, TuneResult, baselines, cosine, log_grid, tune
+from metaopt.eval._tune_adaptation import AdaptationChoice, AdaptationTrial, tune_adaptation
 
 __all__ = [
+    "AdaptationChoice",
+    "AdaptationTrial",
     "Baseline",
     "Bias",
     "Comparison",
@@ -102,4 +105,5 @@ __all__ = [
     "theta_digest",
     "to_json",
     "tune",
+    "tune_adaptation",
 ]

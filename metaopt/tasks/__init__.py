@@ -30,6 +30,7 @@ from metaopt.tasks._autoencoder import autoencoder
 from metaopt.tasks._bandit import BanditTask, bandit
 from metaopt.tasks._black_box import BlackBoxTask, black_box
 from metaopt.tasks._cart_pole import CartPoleTask, cart_pole
+from metaopt.tasks._catch import catch
 from metaopt.tasks._classification import Metrics, classification
 from metaopt.tasks._convnet import convnet
 from metaopt.tasks._coordinate_images import (
@@ -135,6 +136,7 @@ __all__ = [
     "bfloat16",
     "black_box",
     "cart_pole",
+    "catch",
     "categorical_policy",
     "classification",
     "clip_classification",

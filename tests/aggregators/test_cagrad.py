@@ -48,6 +48,7 @@ def test_a_ball_of_no_radius_leaves_the_mean():
     np.testing.assert_allclose(found, matrix.mean(axis=0), rtol=1e-12)
 
 
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_its_derivative_is_that_of_the_solution():
     checks.assert_derivative(aggregators.cagrad())

@@ -29,6 +29,7 @@ def point():
     return shared, heads, jnp.asarray(rng.normal(size=(5, 3)))
 
 
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_without_perturbation_it_is_the_aggregator_and_the_gradients_of_the_heads():
     shared, heads, batch = point()
@@ -79,6 +80,7 @@ def test_conflicts_of_losses_and_of_flatness_are_resolved_apart():
     assert relative_error((low + flat).mean(axis=0), both(shared, heads, batch)[1][0]) < 1e-12
 
 
+@pytest.mark.compiles
 def test_zero_gradients_give_zero_updates_and_finite_derivatives():
     function = aggregators.task_flat(losses(), aggregators.upgrad())
     shared, heads, _ = jax.tree.map(lambda x: x.astype(jnp.float32), point())

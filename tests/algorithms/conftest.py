@@ -1,6 +1,5 @@
 import pathlib
 
-import jax
 import pytest
 
 # Files whose tests are quick to compile; of the others only refusals and plain arithmetic are fast
@@ -14,14 +13,9 @@ def pytest_collection_modifyitems(items):
     here = pathlib.Path(__file__).parent
     for item in items:
         is_ours = item.path.parent == here and item.path.stem not in QUICK_FILES
-        if is_ours and not any(word in item.name for word in QUICK_WORDS):
+        if not is_ours or any(word in item.name for word in QUICK_WORDS):
+            continue
+        # Those that are marked slow by themselves train.
+        if item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.compiles)
             item.add_marker(pytest.mark.slow)
-
-
-@pytest.fixture
-def quick():
-    """Half of the compilation time, which is what these tests take."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

@@ -207,6 +207,37 @@ def boxed(layers):
     return algorithms.interval_bounds(layers, jnp.array([[0.3, -0.2]]), eps=0.1)
 
 
+def bounded_few_shot():
+    """Tasks interpolated between bounds after a layer."""
+
+    def bounds(body, inputs, *, eps):
+        return algorithms.interval_bounds([{"w": body, "b": jnp.zeros(3)}], inputs, eps=eps)
+
+    embed = algorithms.mix_bounds(bounds, lambda body, hidden: jnp.tanh(hidden @ body.T))
+    made = algorithms.interval_tasks(embedding_family(embed), num_classes=2, probability=1.0)
+    return made, episodes().inner
+
+
+def prompted_few_shot():
+    """A prompt for a frozen linear model."""
+    weights = jnp.arange(8.0).reshape(4, 2) / 8
+    return algorithms.prompted(
+        linear_few_shot(),
+        lambda images: jnp.tanh(images.reshape(len(images), -1) @ weights.astype(images.dtype)),
+        image_shape=SHAPE[2:],
+    )
+
+
+def curves_of_parabolas():
+    """Losses before, between and after two steps."""
+    curves = algorithms.adaptation_curves(parabolas(), optax.sgd, **STEPS)
+
+    def at_a_rate(theta, key):
+        return curves(theta, (), key, learning_rate=0.1)
+
+    return at_a_rate, (jnp.array([0.3, -0.2]), jax.random.key(0))
+
+
 def kinds_of_tasks():
     """Three parabolas, two of them drawn."""
     centres = jnp.array([[1.0, 0.0], [0.0, 3.0], [-2.0, 1.0]])
@@ -252,6 +283,31 @@ def learned_rule():
         tasks.bandit(num_arms=2), agent, rule, optax.sgd(0.5), horizon=1, num_episodes=2
     )
     return system, rule.init(jax.random.key(0)), ()
+
+
+def disco():
+    """An agent on a small board that learns by another network."""
+    rule = algorithms.disco_rule(num_predictions=2, hidden=2, lifetime=2, embedding=2, channels=2)
+    environment = tasks.catch(rows=3, columns=2)
+    agent = algorithms.disco_agent(6, 3, num_predictions=2, num_bins=3, hidden=(2,), model=2)
+    system = algorithms.disco_rl(
+        environment,
+        agent,
+        rule,
+        algorithms.disco_adam(0.01),
+        tasks.value_function(6),
+        optax.sgd(0.1),
+        horizon=2,
+        num_episodes=2,
+        max_value=2.0,
+    )
+    return system, rule.init(jax.random.key(0)), ()
+
+
+def update_of_disco_adam(grads, params):
+    """Its first update."""
+    opt = algorithms.disco_adam(0.1)
+    return opt.update(grads, opt.init(params), params)[0]
 
 
 ALGORITHM_ROWS = [
@@ -308,6 +364,15 @@ ALGORITHM_ROWS = [
         "interval_maml",
         lambda: of(algorithms.interval_maml(two_layers(), optax.sgd(0.1), boxes, **STEPS)),
     ),
+    ("interval_tasks mix_bounds", bounded_few_shot),
+    ("prompted", lambda: (prompted_few_shot(), episodes().inner)),
+    (
+        "visual_prompts",
+        lambda: of(
+            algorithms.visual_prompts(prompted_few_shot(), optax.sgd(0.1), **STEPS), episodes()
+        ),
+    ),
+    ("adaptation_curves", curves_of_parabolas),
     ("diverse_tasks task_kernel", kinds_of_tasks),
     (
         "k_dpp",
@@ -343,6 +408,11 @@ ALGORITHM_ROWS = [
     ),
     ("meta_gradient_rl return_theta return_settings", learned_return),
     ("learned_policy_gradient lpg_agent lpg_rule", learned_rule),
+    ("disco_rl disco_agent disco_rule", disco),
+    (
+        "disco_adam",
+        lambda: (update_of_disco_adam, (jnp.array([0.5, 0.0]), jnp.array([1.0, -2.0]))),
+    ),
     (
         "lambda_returns",
         lambda: (

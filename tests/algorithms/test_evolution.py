@@ -162,7 +162,7 @@ def found():
     return search(num_evaluations=300)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_finds_a_rule(found):
     assert found.score < 0.2 * found.best_scores[0]
     target = jax.jit(behaviour)(program(TARGET))
@@ -170,6 +170,7 @@ def test_finds_a_rule(found):
     assert (np.diff(found.best_scores) <= 0).all()
 
 
+@pytest.mark.compiles
 def test_ranks_programs_that_behave_differently(found):
     scores = [score for _, score in found.ranking]
     assert scores == sorted(scores)
@@ -186,6 +187,7 @@ def test_reports_what_became_of_the_children(found):
     assert counts.filtered == 0
 
 
+@pytest.mark.compiles
 def test_a_search_is_a_function_of_its_key(found):
     shorter, other = (search(seed, num_evaluations=100) for seed in (0, 1))
     np.testing.assert_array_equal(shorter.best_scores[:96], found.best_scores[:96])

@@ -20,8 +20,8 @@ from tests.helpers import central_differences, ravel, relative_error, standard_e
 SETTINGS = {"num_steps": 2, "num_tasks": 2}
 
 
-@pytest.mark.slow
-def test_at_first_it_is_maml(quick, x64):
+@pytest.mark.compiles
+def test_at_first_it_is_maml(x64):
     learner = learned_loss(FAMILY, apply, optax.sgd(0.05), **SETTINGS)
     theta = learner.init(jax.random.key(0))._replace(params=params())
     ours = estimate(learner, theta)
@@ -44,7 +44,7 @@ def by_hand(net, outputs, targets, value):
 
 
 @pytest.mark.parametrize("kind", ["targets", "classes"])
-def test_the_loss_is_a_mean_over_examples_and_outputs(quick, x64, kind):
+def test_the_loss_is_a_mean_over_examples_and_outputs(x64, kind):
     init, loss = entry_loss("test", (4, 4))
     net = perturbed(init(jax.random.key(0)))
     rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def test_the_loss_is_a_mean_over_examples_and_outputs(quick, x64, kind):
         np.testing.assert_allclose(renamed, ours, rtol=1e-12)
 
 
-def test_agrees_with_central_differences_once_the_loss_has_an_effect(quick, x64):
+def test_agrees_with_central_differences_once_the_loss_has_an_effect(x64):
     learner = learned_loss(FAMILY, apply, optax.sgd(0.05), hidden=(3,), **SETTINGS)
     theta = perturbed(learner.init(jax.random.key(0)))
 
@@ -71,7 +71,7 @@ def test_agrees_with_central_differences_once_the_loss_has_an_effect(quick, x64)
 
 
 @pytest.mark.slow
-def test_fresh_starts_are_the_familys_and_the_loss_is_all_that_is_learned(quick, x64):
+def test_fresh_starts_are_the_familys_and_the_loss_is_all_that_is_learned(x64):
     learner = learned_loss(FAMILY, apply, optax.sgd(0.0), start="fresh", **SETTINGS)
     theta = learner.init(jax.random.key(0))
     assert theta.params == ()
@@ -86,7 +86,7 @@ def test_fresh_starts_are_the_familys_and_the_loss_is_all_that_is_learned(quick,
     assert np.any(ravel(estimate(moving, theta).grad) != 0)
 
 
-def test_a_learned_loss_can_replace_a_wrong_one(quick, x64):
+def test_a_learned_loss_can_replace_a_wrong_one(x64):
     """Of a family whose support loss has no minimum, only the learned term leads anywhere."""
 
     def wrong(params, task_params, batch, key):

@@ -27,8 +27,8 @@ def learner_with(**settings):
     return loss_weights(FAMILY, optax.sgd(0.05), **{**SETTINGS, **settings})
 
 
-@pytest.mark.slow
-def test_at_first_all_weights_are_1_and_it_is_maml(quick, x64):
+@pytest.mark.compiles
+def test_at_first_all_weights_are_1_and_it_is_maml(x64):
     learner = learner_with()
     theta = learner.init(key())._replace(params=params())
     np.testing.assert_array_equal(support_weights(theta, support_set()), 1.0)
@@ -39,7 +39,7 @@ def test_at_first_all_weights_are_1_and_it_is_maml(quick, x64):
     assert np.any(ours.grad.weights[1][-1]["w"] != 0)
 
 
-def test_a_step_follows_the_weighted_mean_of_the_examples_gradients(quick, x64):
+def test_a_step_follows_the_weighted_mean_of_the_examples_gradients(x64):
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(size=(6, 2)), rng.normal(size=(6, 1))
 
@@ -70,7 +70,7 @@ def test_a_step_follows_the_weighted_mean_of_the_examples_gradients(quick, x64):
     np.testing.assert_allclose(adapted, start - 0.1 * step, rtol=1e-10)
 
 
-def test_weights_stay_between_0_and_2_and_follow_their_examples(quick, x64):
+def test_weights_stay_between_0_and_2_and_follow_their_examples(x64):
     theta = learner_with().init(key())
     support = support_set()
     wild = theta._replace(weights=perturbed(theta.weights, scale=0.3))
@@ -84,7 +84,7 @@ def test_weights_stay_between_0_and_2_and_follow_their_examples(quick, x64):
     assert np.max(np.abs(fewer - weights[:-1])) > 1e-3
 
 
-def test_the_penalty_is_the_mean_squared_distance_of_the_weights_from_1(quick, x64):
+def test_the_penalty_is_the_mean_squared_distance_of_the_weights_from_1(x64):
     theta = perturbed(learner_with().init(key()))
     family = FAMILY._replace(batch=lambda data, task_params, key: data)
     support, query = support_set(12), support_set(13)
@@ -100,7 +100,7 @@ def test_the_penalty_is_the_mean_squared_distance_of_the_weights_from_1(quick, x
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["reverse", "mixed"])
-def test_agrees_with_central_differences(quick, x64, gradient):
+def test_agrees_with_central_differences(x64, gradient):
     learner = learner_with(gradient=gradient, penalty=0.1)
     theta = perturbed(learner.init(key()))
 
@@ -110,7 +110,7 @@ def test_agrees_with_central_differences(quick, x64, gradient):
     assert relative_error(estimate(learner, theta).grad, central_differences(loss, theta)) < 1e-6
 
 
-def test_classes_are_seen_as_one_hot_vectors(quick, x64):
+def test_classes_are_seen_as_one_hot_vectors(x64):
     family, pool = rows.linear_few_shot(), rows.episodes()
     theta = perturbed(
         loss_weights(family, optax.sgd(0.1), num_features=6, hidden=(3,)).init(key()).weights

@@ -37,11 +37,11 @@ def slopes() -> core.TaskFamily:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "gradient", ["reverse", pytest.param("first_order", marks=pytest.mark.slow)]
 )
-def test_identity_factors_are_maml(quick, x64, gradient):
+def test_identity_factors_are_maml(x64, gradient):
     learner = meta_curvature(FAMILY, optax.sgd(0.05), gradient=gradient, **SETTINGS)
     identity = learner.init(jax.random.key(0))
     ours = estimate(learner, identity._replace(params=params()))
@@ -51,7 +51,7 @@ def test_identity_factors_are_maml(quick, x64, gradient):
     assert all(np.any(x != 0) for x in jax.tree.leaves(ours.grad.factors))
 
 
-def test_a_step_is_the_kronecker_product_of_the_factors_times_the_gradient(quick, x64):
+def test_a_step_is_the_kronecker_product_of_the_factors_times_the_gradient(x64):
     learner = meta_curvature(slopes(), optax.sgd(0.1), num_steps=1)
     theta = perturbed(learner.init(jax.random.key(0)))
     grads = normal(1)
@@ -70,7 +70,7 @@ def test_a_step_is_the_kronecker_product_of_the_factors_times_the_gradient(quick
     assert theta.factors["kernel"][0].shape == (4, 4)
 
 
-def test_the_inverse_hessian_as_factor_solves_least_squares_in_one_step(quick, x64):
+def test_the_inverse_hessian_as_factor_solves_least_squares_in_one_step(x64):
     rng = np.random.default_rng(0)
     inputs, targets = rng.normal(size=(20, 3)), rng.normal(size=(20, 2))
 
@@ -87,7 +87,7 @@ def test_the_inverse_hessian_as_factor_solves_least_squares_in_one_step(quick, x
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["reverse", "mixed"])
-def test_agrees_with_central_differences(quick, x64, gradient):
+def test_agrees_with_central_differences(x64, gradient):
     learner = meta_curvature(FAMILY, optax.sgd(0.05, momentum=0.9), gradient=gradient, **SETTINGS)
     theta = perturbed(learner.init(jax.random.key(0)))
 

@@ -69,6 +69,7 @@ def value_and_gradients(policy, values, discount, trace, episodes):
     return loss / count, of_policy / count, of_values / count
 
 
+@pytest.mark.compiles
 def test_one_step_agrees_with_numpy_in_update_loss_and_meta_gradient(x64):
     system = core.bilevel_training(problem(), optax.sgd(RATE))
     theta, key = return_theta(0.7, 0.4), jax.random.key(1)

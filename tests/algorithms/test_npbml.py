@@ -53,7 +53,7 @@ def mamls():
 
 
 @pytest.mark.parametrize("parts", SUBSETS)
-def test_whatever_is_on_it_starts_as_maml(quick, x64, mamls, parts):
+def test_whatever_is_on_it_starts_as_maml(x64, mamls, parts):
     learner = learner_with(parts)
     theta = learner.init(key())._replace(params=params())
     ours = estimate(learner, theta)
@@ -64,7 +64,7 @@ def test_whatever_is_on_it_starts_as_maml(quick, x64, mamls, parts):
         assert np.any(grads != 0) if part in parts else grads.size == 0
 
 
-def test_with_one_part_it_is_the_learner_of_that_part(quick, x64):
+def test_with_one_part_it_is_the_learner_of_that_part(x64):
     support = support_set()
     with_loss = learner_with(("loss",))
     theta = perturbed(with_loss.init(key()))
@@ -92,7 +92,7 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
-def test_the_modulation_scales_and_shifts_what_the_layers_compute(quick, x64):
+def test_the_modulation_scales_and_shifts_what_the_layers_compute(x64):
     strength = 0.4
     learner = learner_with(("modulation",), rate=0.0, strength=strength)
     theta = perturbed(learner.init(key()))
@@ -117,7 +117,7 @@ def test_the_modulation_scales_and_shifts_what_the_layers_compute(quick, x64):
     np.testing.assert_allclose(apply(adapted, jnp.asarray(inputs)), x, rtol=1e-10)
 
 
-def test_the_modulation_is_bounded_whatever_its_networks_say(quick, x64):
+def test_the_modulation_is_bounded_whatever_its_networks_say(x64):
     learner = learner_with(("modulation",), rate=0.0, strength=0.3)
     theta = learner.init(key())
     wild = theta._replace(modulation=perturbed(theta.modulation, scale=1e4))
@@ -130,7 +130,7 @@ def test_the_modulation_is_bounded_whatever_its_networks_say(quick, x64):
         np.testing.assert_allclose(np.abs(shift), 0.3)  # the networks do say a lot
 
 
-def test_the_order_of_the_support_set_does_not_matter(quick, x64):
+def test_the_order_of_the_support_set_does_not_matter(x64):
     learner = learner_with(PARTS)
     theta = perturbed(learner.init(key()))
     support = support_set()
@@ -141,7 +141,7 @@ def test_the_order_of_the_support_set_does_not_matter(quick, x64):
 
 
 @pytest.mark.slow
-def test_agrees_with_central_differences(quick, x64):
+def test_agrees_with_central_differences(x64):
     learner = learner_with(PARTS)
     theta = perturbed(learner.init(key()))
 

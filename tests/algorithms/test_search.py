@@ -13,7 +13,7 @@ def fixed(strategy):
     return LearnedStrategy(lambda key: (), lambda theta: strategy)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_a_search_repeats_asking_evaluating_and_telling():
     family = tasks.black_box(dim=3, functions=("rastrigin",))
     learned = les(population_size=5)
@@ -38,6 +38,7 @@ def test_a_search_repeats_asking_evaluating_and_telling():
         np.testing.assert_allclose(info.loss, family.normalise(best, task), rtol=1e-4)
 
 
+@pytest.mark.compiles
 def test_the_best_loss_never_rises_and_is_that_of_the_best_parameters():
     family = small_mlp()
     system = search(family, fixed(isotropic_es(population_size=4, sigma=0.1)))
@@ -68,6 +69,7 @@ def test_candidates_without_a_number_are_never_the_best():
     assert state.best_params[0] == state.best_loss >= 0
 
 
+@pytest.mark.compiles
 def test_settings_of_a_strategy_can_be_theta():
     learned = LearnedStrategy(
         lambda key: jnp.array([1.0, 0.9]),

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from metaopt.algorithms import (
     MetaCurvatureTheta,
@@ -28,7 +29,8 @@ def identity():
     return tuple({"w": jnp.eye(layer["w"].shape[1]), "b": ()} for layer in params())
 
 
-def test_identity_maps_are_maml(quick, x64):
+@pytest.mark.compiles
+def test_identity_maps_are_maml(x64):
     learner = t_net(FAMILY, optax.sgd(0.05), **SETTINGS)
     theta = learner.init(jax.random.key(0))
     assert relative_error(theta.warp, identity()) == 0
@@ -39,7 +41,7 @@ def test_identity_maps_are_maml(quick, x64):
     assert all(np.any(x != 0) for x in jax.tree.leaves(ours.grad.warp))
 
 
-def test_the_maps_are_a_meta_curvature_of_the_mapped_weights(quick, x64):
+def test_the_maps_are_a_meta_curvature_of_the_mapped_weights(x64):
     warp = perturbed(identity())
     mapped = tuple(
         {"w": layer["w"] @ t["w"], "b": layer["b"]} for layer, t in zip(params(), warp, strict=True)
@@ -58,7 +60,7 @@ def test_the_maps_are_a_meta_curvature_of_the_mapped_weights(quick, x64):
     assert relative_error(first, mapped) > 1e-2  # it moved
 
 
-def test_warped_and_adapted_parameters_have_the_loss_of_the_family(quick, x64):
+def test_warped_and_adapted_parameters_have_the_loss_of_the_family(x64):
     warped = Warped(params(), perturbed(identity()))
     family, support, key = linear_warps(FAMILY), support_set(), jax.random.key(0)
     still = t_net(FAMILY, optax.sgd(0.0), num_steps=1).adapt(warped, task(), support, key)

@@ -38,7 +38,7 @@ def start():
     return perturbed(init((), None))
 
 
-def test_one_step_is_the_meta_gradient_through_the_step(quick, x64):
+def test_one_step_is_the_meta_gradient_through_the_step(x64):
     frozen = optax.multi_transform(
         {"params": optax.sgd(RATE), "warp": optax.set_to_zero()}, Warped("params", "warp")
     )
@@ -67,7 +67,7 @@ def step(warped, move, support, momentum):
 
 
 @pytest.mark.parametrize("momentum", [pytest.param(0.0, marks=pytest.mark.slow), 0.8])
-def test_the_meta_gradient_is_that_of_single_steps_from_constant_points(quick, x64, momentum):
+def test_the_meta_gradient_is_that_of_single_steps_from_constant_points(x64, momentum):
     num_steps, support, query = 3, support_set(12), support_set(13)
     inner_opt = optax.sgd(RATE, momentum=momentum or None)
     family = WARPED._replace(batch=lambda data, task_params, key: data)
@@ -89,7 +89,7 @@ def test_the_meta_gradient_is_that_of_single_steps_from_constant_points(quick, x
     assert relative_error(ours.grad, central_differences(objective, start())) < 1e-6
 
 
-def test_tasks_adapt_all_but_the_warp(quick, x64):
+def test_tasks_adapt_all_but_the_warp(x64):
     support = support_set()
     learner = warp_grad(WARPED, optax.sgd(RATE, momentum=0.8), num_steps=3)
     adapted = jax.jit(learner.adapt)(start(), task(), support, jax.random.key(0))

@@ -30,6 +30,7 @@ def test_curves_are_the_numbers_of_the_metrics(tmp_path):
     np.testing.assert_array_equal(curves.probes["held-out"], [[10, 20, 30, 40], [12, 22, 32, 42]])
 
 
+@pytest.mark.compiles
 def test_runs_are_drawn_over_one_another_with_their_names(tmp_path, capsys):
     for name, offset in (("fast", 1.0), ("slow", 3.0)):
         (tmp_path / name).mkdir()

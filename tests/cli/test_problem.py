@@ -15,7 +15,7 @@ from tests.data import tiny_tfds
 TINY = settings.TaskSettings(batch_size=4, hidden=(4,))
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "name", [n for n in problem_of.task_names() if n.split("/")[0] not in problem_of.STREAMED]
 )
@@ -75,7 +75,7 @@ def test_the_grid_has_its_ends_and_even_ratios():
     np.testing.assert_allclose(grid[1:] / grid[:-1], 10**0.25)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_sampled_families_follow_their_seed_and_keep_their_names_apart():
     task = dataclasses.replace(TINY, sampled=2, sampled_seed=3, sampled_seconds=2e-5)
     first = problem_of.sampled_problems(task, 10)

@@ -10,7 +10,7 @@ from tests.helpers import standard_errors
 STILL = {"angle": 0.0, "scale": 0.0, "shift": 0.0, "displacement": 0.0}
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_no_distortion_gives_back_the_images():
     images = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
     np.testing.assert_allclose(random_warp(images, jax.random.key(1), **STILL), images, rtol=1e-6)

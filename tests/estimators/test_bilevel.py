@@ -49,7 +49,7 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_may_be_interrupted_and_survives_numbers_that_are_not_finite(name, x64):
     settings = {"settings": SETTINGS[name], "outer_step": 0.1, "seed": 1}
@@ -111,6 +111,7 @@ def test_the_averages_of_bamm_die_out_and_with_them_its_bias(x64):
     assert 3.5 < norms[0] / norms[1] < 4.5
 
 
+@pytest.mark.compiles
 def test_on_full_batches_saba_and_srba_are_soba(x64):
     common = {"outer_step": 0.2, "stop": 7}
     steps = {"step_size": 0.4, "system_step_size": 0.6}

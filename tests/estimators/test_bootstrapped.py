@@ -134,6 +134,7 @@ def test_memory_does_not_grow_with_the_steps_to_the_target():
     assert temporary_bytes(20) < 1.05 * temporary_bytes(1)
 
 
+@pytest.mark.compiles
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="bootstrapped: bootstrap must be an integer"):
         bootstrapped(descent(), truncation=2, bootstrap=0, horizon=4)

@@ -68,7 +68,7 @@ def test_repeats_its_formula(weights):
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_follows_backprop_where_it_is_smooth_and_es_where_it_is_chaotic():
     def weight(system, theta):
         estimator = combined(system, sigma=0.02, horizon=60, num_tasks=16)
@@ -83,6 +83,7 @@ def test_follows_backprop_where_it_is_smooth_and_es_where_it_is_chaotic():
     np.testing.assert_allclose(chaotic.grad, expected.grad, rtol=1e-4)
 
 
+@pytest.mark.compiles
 def test_derivatives_that_are_not_finite_count_nothing():
     def loss(theta, data, key):
         # Where the draw is False the derivative is 0 times infinity, the value fine.

@@ -49,6 +49,7 @@ def test_estimates_the_gradient_of_the_smoothed_loss():
     assert standard_errors(grads, 4 * 0.5**3) > 4
 
 
+@pytest.mark.compiles
 def test_small_sigma_projects_the_exact_gradient_on_the_noise(x64):
     theta, key = jnp.array([0.3, -0.2]), jax.random.key(2)
     estimator = es(toys.nonlinear(), sigma=1e-4, horizon=5, num_tasks=3)

@@ -19,6 +19,7 @@ def penalised_gradient(x, weight):
     return QUADRATIC.f_x(held, x) + weight * gap, held, free
 
 
+@pytest.mark.compiles
 def test_three_steps_are_those_of_the_equations(x64):
     def transcription(carried, x, k, estimate):
         y, z = (bilevel.Z0, bilevel.Z0) if carried is None else carried

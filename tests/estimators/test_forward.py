@@ -135,6 +135,7 @@ def test_random_directions_are_kept_through_a_trajectory():
     assert len(np.unique(kept[:, 0], axis=0)) > 1
 
 
+@pytest.mark.compiles
 def test_a_start_that_depends_on_theta_is_seen(x64):
     def init(theta, data, key, *, num_steps=None):
         return theta**2

@@ -70,6 +70,7 @@ def test_staggered_tasks_are_unbiased_on_average_over_phases():
     assert standard_errors(20 * grads, 195.0) > 4
 
 
+@pytest.mark.compiles
 def test_gradients_that_cancel_within_a_stretch_of_noise_add_no_variance():
     # The loss is θ for two steps and −θ for the next two: the gradient of the sum is zero.
     def step(theta, state, data, key):

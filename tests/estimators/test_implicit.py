@@ -99,6 +99,7 @@ def test_it_is_unbiased_over_batches_of_the_outer_loss():
     assert standard_errors(estimates.grad, 1.1 * c) > 4
 
 
+@pytest.mark.compiles
 def test_keys_differ_between_steps_or_identify_the_task():
     """The inner minimiser of one batch is θ + noise; full steps show which noises were seen."""
     problem, _ = noisy_problem()
@@ -135,6 +136,7 @@ def few_shot(strength=2.0):
     return BilevelProblem(lambda key: jnp.zeros((6, 3)), inner_loss, outer_loss)
 
 
+@pytest.mark.compiles
 def test_imaml_approaches_the_unrolled_gradient_with_every_cg_step(x64):
     problem = few_shot()
     theta = jnp.asarray(0.1 * np.random.default_rng(1).normal(size=(6, 3)))
@@ -215,6 +217,7 @@ def test_random_solvers_get_a_fresh_key_per_estimate(x64):
     assert relative_error(full.grad[0], exact) < 1e-4
 
 
+@pytest.mark.compiles
 def test_tasks_in_groups_are_the_same_tasks(x64):
     problem, _ = noisy_problem()
     settings = {"inner_opt": optax.sgd(0.3), "num_steps": 2, "draws": "task", "num_tasks": 4}

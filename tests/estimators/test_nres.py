@@ -11,7 +11,7 @@ from tests.helpers import standard_errors
 THETA = jnp.array([0.3, -0.2])
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_windows_of_a_trajectory_sum_to_full_es_with_the_same_noise(x64):
     theta, key = jnp.asarray(THETA, jnp.float64), jax.random.key(1)
     settings = {"sigma": 0.1, "horizon": 12, "num_tasks": 1, "stagger": False}
@@ -44,7 +44,7 @@ def test_sees_effects_beyond_the_window():
     assert standard_errors(grads, 1.1 * expected) > 4.5
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_windows_that_cancel_add_no_variance():
     # The loss is θ in one window and −θ in the next, so that the gradient of the sum is zero.
     def step(theta, state, data, key):
@@ -70,6 +70,7 @@ def test_windows_that_cancel_add_no_variance():
     assert spread(pes, 8) > 2 * spread(pes, 2) > 1
 
 
+@pytest.mark.compiles
 def test_one_window_per_trajectory_is_pes():
     settings = {"sigma": 0.1, "truncation": 6, "horizon": 6, "num_tasks": 3}
     results = []

@@ -34,7 +34,7 @@ def counter_gradient(*, horizon, loss_at=None, boundary="exclusive", num_samples
     return grads * WINDOW / num_trajectories
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("horizon", [20, 24, 3])
 def test_summed_loss_is_unbiased_wherever_trajectories_end(horizon):
     grads = counter_gradient(horizon=horizon)
@@ -43,12 +43,14 @@ def test_summed_loss_is_unbiased_wherever_trajectories_end(horizon):
     assert standard_errors(grads, 0.93 * expected) > 4
 
 
+@pytest.mark.compiles
 def test_terminal_loss_is_unbiased():
     grads = counter_gradient(horizon=20, loss_at=20)
     assert standard_errors(grads, 20.0) < 4
     assert standard_errors(grads, 0.9 * 20.0) > 4
 
 
+@pytest.mark.compiles
 def test_inclusive_boundary_has_the_known_bias():
     # The last loss of a trajectory meets only the newest of four noises, a quarter of its effect.
     grads = counter_gradient(horizon=20, loss_at=20, boundary="inclusive")
@@ -67,6 +69,7 @@ def test_horizon_between_windows_agrees_with_resets_inside_them():
     assert standard_errors(grads, 2 * 200.0) > 4
 
 
+@pytest.mark.compiles
 def test_staggered_tasks_are_unbiased_on_average_over_phases():
     estimator = pes(toys.counter(), sigma=1.0, truncation=WINDOW, horizon=20, num_tasks=4)
 
@@ -121,6 +124,7 @@ def test_noise_is_cleared_where_a_trajectory_ends():
     np.testing.assert_array_equal(state.noise, 0)
 
 
+@pytest.mark.compiles
 def test_a_diverging_task_does_not_touch_the_others():
     theta = jnp.array([0.3, -0.2])
     key_init, key_window = jax.random.split(jax.random.key(8))
@@ -186,6 +190,7 @@ def test_integer_theta_is_refused():
         estimator.init(jnp.ones(2, jnp.int32), (), jax.random.key(0))
 
 
+@pytest.mark.compiles
 def test_sigma_is_traced_and_sweepable():
     theta = jnp.array([0.3, -0.2])
 

@@ -92,6 +92,7 @@ def test_candidates_share_tasks_and_keys():
     assert cosine > 0.9
 
 
+@pytest.mark.compiles
 def test_shaped_losses_ignore_the_scale_and_offset_of_each_task(x64):
     losses = jax.random.normal(jax.random.key(0), (3, 2, 4))
     scales, offsets = jnp.array([1e-6, 1.0, 10.0, 1e6]), jnp.array([0.0, 1.0, -5.0, 1e3])
@@ -101,7 +102,7 @@ def test_shaped_losses_ignore_the_scale_and_offset_of_each_task(x64):
     assert np.abs(shaped(other, "none") - shaped(losses, "none")).max() > 1
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_a_loss_that_is_not_finite_is_the_worst_of_its_task_alone():
     losses = jax.random.normal(jax.random.key(0), (3, 2, 4))
     broken = losses.at[1, 0, 2].set(jnp.nan)

@@ -22,7 +22,7 @@ MAKE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", MAKE)
 def test_tasks_in_groups_give_the_numbers_of_all_at_once(name):
     results = []

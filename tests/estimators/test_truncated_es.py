@@ -32,7 +32,7 @@ def test_does_not_see_effects_beyond_the_window():
     assert standard_errors(grads, 4 * toys.linear_gradient(3)) < 4.5
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_first_window_agrees_with_pes():
     settings = {"sigma": 0.1, "truncation": 3, "horizon": 12, "num_tasks": 2, "stagger": False}
     grads = []

@@ -64,6 +64,7 @@ def test_a_diverging_contender_is_reported_and_scores_zero(fixed_rates):
     assert np.isfinite([wild.mean_loss, wild.final_loss, wild.validation_loss]).all()
 
 
+@pytest.mark.compiles
 def test_contenders_are_paired_and_tuning_seeds_are_not_reported():
     settings: dict[str, Any] = {
         "num_steps": 5,

@@ -16,15 +16,6 @@ THETA = jnp.array([0.3, -0.2])
 SETTINGS = {"num_samples": 16, "num_reference": 8, "num_tasks": 4, "num_points": 21}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half of the compilation time; seconds are not what is tested here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def cubic_map():
     """Descent on a double well with a step of 1.8: chaotic."""
 
@@ -50,7 +41,7 @@ def linear():
     return run(toys.linear(), THETA, ("backprop", "truncated_backprop", "pes"), (10,))
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_biases_are_those_of_the_closed_form(linear):
     exact, truncated, persistent = linear.estimators
     full, short = (np.asarray(toys.linear_gradient(k), np.float64) for k in (10, 2))
@@ -70,6 +61,7 @@ def test_biases_are_those_of_the_closed_form(linear):
     assert [row.estimates_per_sample for row in linear.estimators] == [1, 5, 5]
 
 
+@pytest.mark.compiles
 def test_advice_names_the_exact_estimator_and_the_biased_one(linear):
     text = " ".join(eval.recommend(linear))
     assert "Horizon 10: use backprop; its samples do not vary." in text
@@ -78,6 +70,7 @@ def test_advice_names_the_exact_estimator_and_the_biased_one(linear):
     assert "chaotic" not in text
 
 
+@pytest.mark.compiles
 def test_reports_are_complete(linear, tmp_path):
     console = Console(width=80, record=True, file=io.StringIO())
     with console.capture() as capture:
@@ -97,7 +90,7 @@ def test_reports_are_complete(linear, tmp_path):
     assert svg.stat().st_size > 0
 
 
-@pytest.mark.slow  # Two horizons.
+@pytest.mark.compiles  # Two horizons.
 def test_chaos_is_found_and_backpropagation_advised_against():
     diagnosis = run(
         cubic_map(),

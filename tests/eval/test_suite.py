@@ -76,6 +76,7 @@ def cell(folder, task_name, contender):
     return json.loads(file.read_text())
 
 
+@pytest.mark.compiles
 def test_a_contender_against_itself_scores_exactly_one(finished):
     _, summary, _ = finished
     twin = summary["contenders"]["twin"]

@@ -39,6 +39,7 @@ def hyper(solver, params=None, start=None):
     return jax.jit(run)(jnp.asarray(params), jnp.asarray(problem.theta), start)
 
 
+@pytest.mark.compiles
 def test_the_hypergradient_is_the_derivative_through_the_solution(x64):
     inner, outer, theta, params, hessian, exact = ridge()
     for solver in (None, dense()):
@@ -81,6 +82,7 @@ def test_errors_of_point_and_solver_are_reported(x64):
     np.testing.assert_allclose(info.residual, expected, rtol=1e-8)
 
 
+@pytest.mark.compiles
 def test_a_neumann_series_is_the_reverse_of_the_last_steps(x64):
     inner, outer, theta, params, hessian, _ = ridge()
     step_size = float(1 / np.linalg.eigvalsh(hessian)[-1])

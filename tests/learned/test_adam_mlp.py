@@ -37,6 +37,7 @@ def perturbed(learned, scale=0.3):
     return treedef.unflatten([x + y for x, y in zip(leaves, noise, strict=True)])
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_starts_as_adam(x64, nesterov):
     learned = adam_mlp(1e-2, nesterov=nesterov)
@@ -70,7 +71,7 @@ def _nesterov(learning_rate):
     return optax.GradientTransformation(init, direction)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("settings", [{}, SHIPPED], ids=["adam", "shipped"])
 def test_one_call_for_all_tensors_is_one_call_for_each(monkeypatch, settings):
     learned = adam_mlp(0.1, **settings)
@@ -83,7 +84,7 @@ def test_one_call_for_all_tensors_is_one_call_for_each(monkeypatch, settings):
         np.testing.assert_allclose(together[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_three_steps_of_all_learned_parts_by_hand(x64):
     learned = adam_mlp(0.1, **SHIPPED, vector_mult=3.0, weight_decay=0.2)
     theta, (params, grads) = perturbed(learned), sequence(3)
@@ -174,7 +175,7 @@ def factored(state, g):
     return list(zip(row, col, strict=True)), np.stack(factors)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_steps_have_the_size_of_the_learning_rate_at_first():
     settings = {**SHIPPED, "vector_mult": 3.0}
     learned = adam_mlp(0.01, **settings)
@@ -188,6 +189,7 @@ def test_steps_have_the_size_of_the_learning_rate_at_first():
         assert low < rms < high, name
 
 
+@pytest.mark.compiles
 def test_the_scale_of_gradients_does_not_matter():
     learned = adam_mlp(0.1, **SHIPPED)
     theta = perturbed(learned)
@@ -249,6 +251,7 @@ def test_what_is_missing_is_named():
         opt.update(params, opt.init(params))
 
 
+@pytest.mark.compiles
 def test_without_a_network_of_entries_is_with_a_silent_one():
     full, lean = (adam_mlp(0.1, residual=residual, **SHIPPED) for residual in (True, False))
     theta = full.init(jax.random.key(0))

@@ -27,7 +27,7 @@ def test_follows_the_original_trajectory(phase, rolling, tolerance):
     scheduled.check_final_state(archive, state)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("phase", [1, 2])
 def test_four_steps_by_hand(x64, phase):
     learned = celo(phase=phase, hidden_size=5, bank_size=3, step_mult=0.5, exp_mult=0.2)
@@ -105,7 +105,7 @@ def outer_run(outer_opt, phase, theta):
     return jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(3))[0][0])(start)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("phase", "trained", "frozen"), [(1, "network", "scheduler"), (2, "scheduler", "network")]
 )
@@ -134,6 +134,7 @@ def test_train_only_hides_frozen_leaves_from_the_outer_optimizer():
     np.testing.assert_array_equal(updates["b"], np.zeros(3))
 
 
+@pytest.mark.compiles
 def test_the_scheduler_does_not_act_in_phase_one():
     params, grads, losses = scheduled.draw_run(2)
     learned = celo(phase=1, hidden_size=3)

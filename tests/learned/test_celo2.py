@@ -68,6 +68,7 @@ def test_has_347_weights(theta):
     assert sum(x.size for x in jax.tree.leaves(theta)) == 347
 
 
+@pytest.mark.compiles
 def test_the_learning_rate_is_the_rms_of_a_step(theta):
     params = unrolled.params_like(jax.random.key(1))
     grads = sequence(jax.random.key(2), params, 3)
@@ -114,7 +115,7 @@ def test_commutes_with_transposition_unless_square(theta):
     assert deviation((4, 4)) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_orthogonalises_matrices_by_newton_schulz(theta):
     params = unrolled.params_like(
         jax.random.key(1), {"tall": (6, 3), "stack": (2, 3, 4), "bias": (3,)}
@@ -184,6 +185,7 @@ def test_meta_gradients_are_finite_on_awkward_inputs(theta, params, orthogonalis
     assert np.isfinite(helpers.ravel(grads)).all()
 
 
+@pytest.mark.compiles
 def test_meta_gradients_match_central_differences(x64):
     learned = celo2(0.1, hidden_size=2, hidden_layers=1)
     theta = learned.init(jax.random.key(0))
@@ -215,6 +217,7 @@ def test_rejects_bad_settings(theta):
         opt.update({"w": jnp.ones(2)}, opt.init({"w": jnp.ones(2)}))
 
 
+@pytest.mark.compiles
 def test_steps_through_flax_nnx_as_through_optax(theta):
     nnx = pytest.importorskip("flax.nnx")
     tx = celo2(0.1).optimizer(theta)

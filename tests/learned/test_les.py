@@ -74,7 +74,7 @@ def as_vector(tree):
     return np.concatenate([np.atleast_1d(tree["a"]), np.atleast_1d(tree["b"])])
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_three_generations_repeat_a_transcription_in_numpy(x64):
     theta = random_theta()
     strategy = les(population_size=SIZE, sigma=0.7).strategy(theta)
@@ -131,7 +131,7 @@ def test_follows_the_implementation_of_evosax():
         np.testing.assert_allclose(state.spread.paths.T, their_state.p_c, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_permuting_candidates_permutes_weights_and_leaves_the_update(x64):
     theta, order = random_theta(), jnp.array([3, 1, 5, 0, 2, 4])
     # Two candidates are equal: their order must not matter either.
@@ -146,7 +146,7 @@ def test_permuting_candidates_permutes_weights_and_leaves_the_update(x64):
     np.testing.assert_allclose(ravel(shuffled), ravel(plain), rtol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_weights_are_positive_and_sum_to_one_and_initial_ones_favour_the_better_half():
     thetas = jax.vmap(lambda key: les(population_size=SIZE).init(key))(
         jax.random.split(jax.random.key(0), 20)
@@ -159,6 +159,7 @@ def test_weights_are_positive_and_sum_to_one_and_initial_ones_favour_the_better_
     assert (better.sum(axis=1) > 2 * worse.sum(axis=1)).all()
 
 
+@pytest.mark.compiles
 def test_the_update_ignores_scale_and_offset_of_fitness_until_the_best_is_beaten(x64):
     theta, params = random_theta(), jnp.array([1.0, -2.0])
     fitness = FITNESS.astype(float)
@@ -175,6 +176,7 @@ def test_the_update_ignores_scale_and_offset_of_fitness_until_the_best_is_beaten
     np.testing.assert_allclose(update(1e6 * fitness, 1.5e6), update(fitness, 1.5), rtol=1e-9)
 
 
+@pytest.mark.compiles
 def test_equal_fitness_recombines_with_equal_weights():
     params = jnp.array([1.0, -2.0])
     strategy = les(population_size=SIZE).strategy(random_theta())

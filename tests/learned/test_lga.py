@@ -54,7 +54,7 @@ def numpy_attention(theta, queries, others):
     return affine(theta["out"], np.concatenate(heads, axis=1))
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_three_operators_repeat_a_transcription_in_numpy(x64):
     theta = random_theta()
     _, state = evaluated(theta, jnp.zeros(2))
@@ -146,6 +146,7 @@ def test_operators_follow_the_implementation_of_evosax():
     np.testing.assert_array_equal(drawn, expected)
 
 
+@pytest.mark.compiles
 def test_permuting_the_population_permutes_the_operators(x64):
     theta, order = random_theta(), jnp.array([3, 1, 5, 0, 2, 4])
     _, state = evaluated(theta, jnp.zeros(2))
@@ -165,7 +166,7 @@ def test_permuting_the_population_permutes_the_operators(x64):
     np.testing.assert_allclose(shuffled, plain[order], rtol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_first_generation_is_the_initial_population():
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
     strategy = lga(population_size=SIZE, sigma=0.7).strategy(random_theta())
@@ -180,6 +181,7 @@ def test_the_first_generation_is_the_initial_population():
     assert told.best == 1.0
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
 def test_parents_are_kept_when_no_child_has_a_finite_fitness(value):
     theta = random_theta()

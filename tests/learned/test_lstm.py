@@ -139,6 +139,7 @@ def test_meta_gradients_are_finite_on_awkward_inputs(preprocess):
     assert np.isfinite(helpers.ravel(grads)).all()
 
 
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_meta_gradients_match_central_differences():
     learned = lstm(hidden_size=2, output_scale=0.3)

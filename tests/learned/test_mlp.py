@@ -33,6 +33,7 @@ def test_has_1762_weights():
     assert sum(x.size for x in jax.tree.leaves(theta)) == 1762
 
 
+@pytest.mark.compiles
 def test_first_step_by_hand(x64):
     """One weight, one hidden unit: every line of the equations in numpy."""
     learned = mlp(hidden_size=1, hidden_layers=1, step_mult=0.5, exp_mult=0.3)
@@ -60,6 +61,7 @@ def test_keeps_dtypes_and_accumulates_in_float32():
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.momenta))
 
 
+@pytest.mark.compiles
 def test_meta_gradients_are_finite_on_awkward_inputs():
     learned = mlp(hidden_size=4)
     params = unrolled.params_like(jax.random.key(1), {"matrix": (4, 3), "scalar": ()})
@@ -75,6 +77,7 @@ def test_meta_gradients_are_finite_on_awkward_inputs():
     assert np.isfinite(helpers.ravel(grads)).all()
 
 
+@pytest.mark.compiles
 def test_meta_gradients_match_central_differences(x64):
     learned = mlp(hidden_size=2, hidden_layers=1, step_mult=0.1, exp_mult=0.1)
     theta = learned.init(jax.random.key(0))

@@ -42,6 +42,7 @@ def test_mix_normalised_is_normalise_then_mix(x64):
         np.testing.assert_allclose(actual, jnp.tensordot(weights.T, normal, 1), rtol=1e-12)
 
 
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("shape", [(7, 5), (2, 9, 3)])
 def test_blocks_change_neither_values_nor_derivatives(monkeypatch, shape):

@@ -138,6 +138,7 @@ def test_the_network_moves_the_hyperparameters_of_each_tensor():
     assert np.abs(state.controls - theta["controls"][None]).min() > 1e-3
 
 
+@pytest.mark.compiles
 def test_hyperparameters_stay_in_their_ranges():
     learned = nn_adam(hidden_size=2, output_scale=1.0)
     theta = learned.init(jax.random.key(0))
@@ -157,6 +158,7 @@ def test_keeps_dtypes_and_accumulates_in_float32():
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state))
 
 
+@pytest.mark.compiles
 def test_meta_gradients_are_finite_on_awkward_inputs():
     learned = nn_adam(hidden_size=3)
     params = unrolled.params_like(jax.random.key(1), {"matrix": (4, 3), "scalar": ()})
@@ -172,7 +174,7 @@ def test_meta_gradients_are_finite_on_awkward_inputs():
     assert np.isfinite(helpers.ravel(grads)).all()
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_meta_gradients_match_central_differences():
     learned = nn_adam(hidden_size=2, learning_rate=0.1, output_scale=0.1)

@@ -42,6 +42,7 @@ def test_shipped_weights_train_a_model_without_tuning(name):
     assert values[-1] < 0.1 * values[0]
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", learned.pretrained_names())
 def test_the_learning_rate_scales_the_first_step(name):
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}

@@ -179,7 +179,7 @@ def test_follows_the_equations():
         np.testing.assert_allclose(state.from_mlp[index], carry[name][2], rtol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_validation_losses_count_only_where_they_are_given():
     learned = rnn_mlp(hidden_size=3, lstm_size=2, step_mult=0.2)
     theta = perturbed(learned)
@@ -198,6 +198,7 @@ def test_has_as_many_weights_as_the_original():
     assert sum(x.size for x in jax.tree.leaves(theta)) == expected == 35799
 
 
+@pytest.mark.compiles
 def test_keeps_dtypes_and_accumulates_in_float32():
     params = {"w": jnp.ones((3, 2), jnp.bfloat16), "b": jnp.ones(2)}
     learned = rnn_mlp(hidden_size=2, lstm_size=2)

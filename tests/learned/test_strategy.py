@@ -32,7 +32,7 @@ def test_z_scores_and_ranges_are_those_of_numpy_at_every_scale():
         np.testing.assert_allclose(to_unit_range(scaled), in_range, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_features_of_equal_candidates_are_zero_with_finite_derivatives():
     equal = jnp.full(4, 2.0)
     features = fitness_features(equal, jnp.array(3.0))

@@ -212,6 +212,7 @@ def test_a_known_program_does_what_numpy_does_with_every_operation():
     np.testing.assert_allclose(actual, expected, rtol=1e-10)
 
 
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_meta_gradients_of_the_constants_match_central_differences():
     lines = program(EVERYTHING)

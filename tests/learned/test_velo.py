@@ -38,6 +38,7 @@ def test_follows_the_original_trajectory(name, loss_horizon, rolling, tolerance)
     scheduled.check_final_state(archive, state)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("param_scale", [True, False])
 def test_four_steps_by_hand(x64, param_scale):
     mults = {"step_mult": 0.1, "exp_mult": 0.2, "mix_mult": 10.0}
@@ -69,7 +70,7 @@ def test_has_the_published_number_of_weights_less_one_unused_layer():
     assert count == 162_305 - (30 * 128 + 128)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_published_trees_come_back_as_they_were():
     theta = scheduled.perturbed(velo(hidden_size=5, bank_size=3))
     tree = scheduled_to_published(theta)
@@ -79,6 +80,7 @@ def test_published_trees_come_back_as_they_were():
     np.testing.assert_array_equal(helpers.ravel(back), helpers.ravel(theta))
 
 
+@pytest.mark.compiles
 def test_what_tensors_are_called_does_not_matter():
     learned = small()
     theta = scheduled.perturbed(learned)
@@ -112,7 +114,7 @@ def test_tensors_hear_of_each_other():
     assert helpers.relative_error(ends["bias"][1], ends["bias"][0]) > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_planned_steps_may_be_traced_and_differ_under_vmap():
     learned = small()
     theta = scheduled.perturbed(learned)

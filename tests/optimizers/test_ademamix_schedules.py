@@ -97,6 +97,7 @@ def test_a_slow_momentum_crosses_the_valley_of_rosenbrock_at_a_rate_at_which_ada
     assert ours <= 0.15 * adam.min()
 
 
+@pytest.mark.compiles
 def test_settings_of_the_schedules_have_finite_meta_gradients():
     def final(theta):
         opt = differentiable(

@@ -74,6 +74,7 @@ def test_linear_least_squares_are_solved_in_one_step(x64):
     np.testing.assert_allclose(params["w"] + updates["w"], solution, atol=1e-6)
 
 
+@pytest.mark.compiles
 def test_strong_damping_leaves_gradient_descent(x64):
     params, (inputs, labels) = problem()
     tx = egn(1e6, damping=1e6)

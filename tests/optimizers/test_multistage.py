@@ -20,6 +20,7 @@ def network(params, stage, frequency, x):
     return (h @ last["w"] + last["b"])[:, 0]
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("num_steps", [0, 3])
 def test_stages_are_fitted_to_what_the_ones_before_left(x64, num_steps):
     t = np.linspace(2.0, 5.0, 40)

@@ -15,7 +15,25 @@ from tests.optimizers.rules import RULES
 SHAPES = {"matrix": (4, 3), "bias": (3,), "scalar": ()}
 STEPS = 20
 
-each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.covers.split()[0])
+# Several seconds of compilation each.
+SLOW_TO_COMPILE = {
+    "accelerated_gam", "adamp", "diffgrad", "egn", "fosi", "gam", "oasis", "opt_amsgrad", "sania",
+    "shampoo", "smb", "teleport_every",
+}  # fmt: skip
+
+
+def name_of(rule):
+    return rule.covers.split()[0]
+
+
+each_rule = pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(rule, marks=[pytest.mark.compiles] * (name_of(rule) in SLOW_TO_COMPILE))
+        for rule in RULES
+    ],
+    ids=[name_of(rule) for rule in RULES],
+)
 
 
 def loss_of(slopes, bend):

@@ -46,6 +46,7 @@ def logits():
 ENVIRONMENT_ROWS = [
     ("rollout bandit categorical_policy", lambda: discrete(tasks.bandit(num_arms=2))),
     ("gridworld", lambda: discrete(tasks.gridworld(height=2, width=2))),
+    ("catch", lambda: discrete(tasks.catch(rows=3, columns=2))),
     ("cart_pole", lambda: discrete(tasks.cart_pole())),
     (
         "navigation gaussian_policy",

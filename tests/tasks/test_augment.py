@@ -118,6 +118,7 @@ def test_reduced_batches_repeat_their_first_rows(fraction, expected):
     np.testing.assert_array_equal(values, np.arange(12.0).reshape(6, 2)[expected])
 
 
+@pytest.mark.compiles
 def test_a_reduced_batch_gives_the_mean_over_the_smaller_batch():
     outer = tasks.reduced_batch(family(), low=0.5, high=0.5)
     task = outer.sample(jax.random.key(0))
@@ -147,6 +148,7 @@ def test_fractions_differ_between_tasks_of_one_program():
     assert standard_errors(counts == 8, 0.125 / 0.99) < 4
 
 
+@pytest.mark.compiles
 def test_gradient_noise_leaves_the_loss_and_has_the_stated_spread():
     inner = family()
     outer = tasks.gradient_noise(inner, scale=0.3)

@@ -59,6 +59,7 @@ def test_augmentations_are_as_frequent_as_in_velo(name, chance):
     assert standard_errors(found, 1.5 * chance) > 4
 
 
+@pytest.mark.compiles
 def test_numbers_are_in_their_ranges_and_log_uniform():
     found = draws(2000, probabilities=ALL, max_directions=64)
     assert all(len(draw.applied) == len(ALL) for draw in found)

@@ -45,6 +45,7 @@ def textbook(name, z):
     }[name]
 
 
+@pytest.mark.compiles
 def test_functions_are_those_of_the_textbook_with_the_right_derivatives(x64):
     points = jax.random.uniform(jax.random.key(0), (4, 5), minval=-5.0, maxval=5.0)
 
@@ -78,6 +79,7 @@ def test_functions_are_those_of_the_textbook_with_the_right_derivatives(x64):
             np.testing.assert_allclose(flat, 0, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.compiles
 def test_the_optimum_is_a_minimum_in_single_precision():
     family = tasks.black_box(dim=6)
 
@@ -102,6 +104,7 @@ def test_the_optimum_is_a_minimum_in_single_precision():
     assert (losses[:, 2] > losses[:, 1]).all()
 
 
+@pytest.mark.compiles
 def test_functions_are_drawn_evenly_and_the_scale_is_typical():
     family = tasks.black_box(dim=3, functions=("sphere", "rastrigin"), rotate=False)
 

@@ -8,6 +8,7 @@ from metaopt import tasks
 from metaopt.data import gaussian_mixture
 
 
+@pytest.mark.compiles
 def test_a_flax_model_is_a_task_like_ours():
     class Model(linen.Module):
         @linen.compact

@@ -106,7 +106,7 @@ def test_adaptation_sees_the_support_pixels_only(x64):
     assert family.batch(pools.inner, task_params, jax.random.key(2)).labels.shape == (6, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("field", ["fourier", pytest.param("siren", marks=pytest.mark.slow)])
 def test_meta_gradients_agree_with_central_differences(x64, field):
     family = coordinate_images(

@@ -53,6 +53,7 @@ def test_every_class_gives_a_family_within_the_budget(name):
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
 
 
+@pytest.mark.compiles
 def test_the_generator_decides_on_everything():
     first, again, other = draw(3), draw(3), draw(4)
     assert first.settings == again.settings

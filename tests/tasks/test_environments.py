@@ -26,6 +26,7 @@ def pool():
     return tasks.EnvironmentPool(inputs, inputs.sum(-1, keepdims=True), jnp.zeros((3, 1)))
 
 
+@pytest.mark.compiles
 def test_support_and_query_are_different_points_of_one_environment():
     sides, tested = tasks.episodes(pool()), family()
 

@@ -72,6 +72,7 @@ def test_classes_labels_and_examples_are_uniform():
     assert standard_errors(pair, 1.3 * expected) > 4
 
 
+@pytest.mark.compiles
 def test_the_loss_is_the_cross_entropy_of_the_labels_of_the_episode(x64):
     family, pools = table(), tasks.episodes(numbered())
     task_params = family.sample(jax.random.key(3))

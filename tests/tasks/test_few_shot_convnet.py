@@ -139,7 +139,7 @@ def test_running_statistics_are_means_over_query_sets(x64):
         running_statistics(family)(measured, pools(), jax.random.key(6))
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_adaptation_leaves_running_statistics_alone():
     family = few_shot_convnet(SHAPE, statistics="running", **SETTINGS)
     episode, params = start(family)

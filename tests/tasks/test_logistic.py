@@ -50,7 +50,7 @@ def test_gradient_is_the_closed_form():
     assert relative_error(grads["b"], residual.mean(0)) < 1e-12
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_initial_loss_is_that_of_a_uniform_guess():
     family = tasks.logistic((4,), 3, batch_size=8, l2=1.0)
     params = family.init((), jax.random.key(0))

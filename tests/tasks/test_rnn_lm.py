@@ -61,7 +61,7 @@ def test_loss_and_accuracy_match_numpy(cell):
     np.testing.assert_allclose(metrics.accuracy, np.mean(hits), rtol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("cell", GRU_FIRST)
 def test_gradient_through_time_matches_central_differences(cell):
@@ -95,6 +95,7 @@ def test_biases_start_at_zero_but_for_the_forget_gate():
         np.testing.assert_array_equal(params["head"]["b"], np.zeros(5))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("cell", GRU_FIRST)
 def test_the_loss_starts_at_that_of_a_uniform_guess_and_adam_lowers_it(cell):
     text = data.text()

@@ -37,7 +37,8 @@ def run(family, pool, key):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in HEAVY)) for name in FAMILIES]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.compiles] * (name in HEAVY)) for name in FAMILIES],
 )
 def test_vmap_over_tasks_equals_one_task_at_a_time(name):
     family, pool = FAMILIES[name]()

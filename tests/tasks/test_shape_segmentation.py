@@ -73,7 +73,7 @@ def test_loss_and_overlap_by_hand(x64):
     np.testing.assert_allclose(aux.iou, np.mean(ious), rtol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_network_is_one_of_xla_convolutions(x64):
     family = shape_segmentation(size=6, channels=(2, 3), batch_size=2)
     task_params = family.sample(jax.random.key(0))

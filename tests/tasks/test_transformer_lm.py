@@ -12,7 +12,7 @@ from tests.tasks import transformer_numpy
 from tests.tasks.training import losses_of_adam
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_loss_matches_numpy():
     family = tasks.transformer_lm(5, depth=2, width=6, heads=3, expansion=2, length=4)
@@ -30,7 +30,7 @@ def test_loss_matches_numpy():
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_gradient_matches_central_differences():
     family = tasks.transformer_lm(3, depth=1, width=4, heads=2, expansion=1, length=3)
@@ -70,7 +70,7 @@ def test_initial_weights_have_the_stated_variances():
         assert standard_errors(np.ravel(weights) ** 2, 1.3 * variance) > 4
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_loss_starts_at_that_of_a_uniform_guess_and_adam_lowers_it():
     text = data.text()
     family = tasks.transformer_lm(len(text.alphabet), depth=1, width=16, length=16)

@@ -64,6 +64,7 @@ def test_the_bound_is_tight_at_the_exact_posterior_of_a_linear_model():
     assert standard_errors(losses, expected) > 4
 
 
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_the_bernoulli_loss_and_its_terms_match_numpy():
     family = tasks.vae((2, 3), hidden=(5, 4), latent=2)
@@ -109,6 +110,7 @@ def test_the_divergence_is_that_of_samples():
     assert standard_errors(samples, 1.05 * terms.divergence) > 4
 
 
+@pytest.mark.compiles
 @pytest.mark.usefixtures("x64")
 def test_the_gradient_through_the_noise_matches_central_differences():
     family = tasks.vae((3,), hidden=(2,), latent=2)

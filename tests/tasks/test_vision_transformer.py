@@ -52,7 +52,7 @@ def test_without_positions_the_order_of_the_patches_does_not_matter():
     np.testing.assert_allclose(without[0], without[1], rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_loss_starts_near_that_of_a_uniform_guess_and_adam_lowers_it():
     family = tasks.vision_transformer((8, 8, 1), 10, patch=4, depth=1, width=16)
     losses = losses_of_adam(family, data.digits().train, num_steps=150)

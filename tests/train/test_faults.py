@@ -16,7 +16,7 @@ from metaopt.train import _recorder
 from tests.train import problems, processes
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_a_stream_that_raises_is_named_and_the_run_goes_on_where_it_was(tmp_path):
     broken = True
 
@@ -41,6 +41,7 @@ def test_a_stream_that_raises_is_named_and_the_run_goes_on_where_it_was(tmp_path
     assert problems.equal_bits(resumed.state, problems.run(num_steps=10).state)
 
 
+@pytest.mark.compiles
 def test_a_stream_that_raises_without_a_folder_says_that_nothing_is_saved():
     def pool(step):
         if step == 2:

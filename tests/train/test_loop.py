@@ -17,7 +17,7 @@ from metaopt import data, eval, train
 from tests.train import problems
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_ten_steps_and_ten_more_are_twenty_bit_for_bit(tmp_path):
     whole = problems.run(tmp_path / "whole", num_steps=20)
     problems.run(tmp_path / "halves", num_steps=10)
@@ -28,12 +28,12 @@ def test_ten_steps_and_ten_more_are_twenty_bit_for_bit(tmp_path):
     assert not problems.equal_bits(whole.state.theta, problems.run(num_steps=10).state.theta)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_a_folder_changes_nothing(tmp_path):
     assert problems.equal_bits(problems.run(tmp_path / "run").state, problems.run().state)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_meta_training_finds_the_best_learning_rate():
     result = problems.run(num_steps=150, outer_opt=optax.adam(0.1))
     probe = eval.probe(problems.FAMILY, problems.OPTIMIZER, num_steps=20, num_tasks=64)
@@ -47,7 +47,7 @@ def test_meta_training_finds_the_best_learning_rate():
     assert end - best < 0.1 * (start - best)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_best_theta_scores_what_was_reported():
     result = problems.run(num_steps=20)
     scores = []
@@ -80,6 +80,7 @@ def test_an_interrupted_run_saves_and_goes_on(tmp_path):
     assert problems.equal_bits(whole.state, resumed.state)
 
 
+@pytest.mark.compiles
 def test_a_run_killed_before_its_first_checkpoint_writes_its_first_probe_once(tmp_path):
     class Killed(BaseException):
         pass
@@ -102,7 +103,7 @@ def test_a_run_outside_the_main_thread_needs_no_signals():
     assert results[0].state.step == 5
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_a_stream_is_asked_for_the_pool_of_each_step(tmp_path):
     asked = []
 
@@ -117,6 +118,7 @@ def test_a_stream_is_asked_for_the_pool_of_each_step(tmp_path):
     assert steps == list(range(12))
 
 
+@pytest.mark.compiles
 def test_a_folder_of_other_settings_is_refused(tmp_path):
     problems.run(tmp_path / "run", num_steps=5)
     before = sorted(p.name for p in (tmp_path / "run").rglob("*"))

@@ -145,7 +145,7 @@ def test_a_share_that_does_not_divide_the_devices_is_refused():
         train.task_sharding(params_devices=3)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_one_device_is_no_special_case():
     placed = problems.run(num_steps=5, place=train.task_sharding())
     np.testing.assert_allclose(placed.state.best_score, problems.run(num_steps=5).state.best_score)

@@ -97,7 +97,7 @@ def test_an_error_of_the_program_is_told(tmp_path):
     assert (status.phase, status.error) == ("failed", "ZeroDivisionError: on purpose")
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_a_profile_of_a_few_steps_is_written_and_changes_nothing(tmp_path):
     result = problems.run(num_steps=6, profile=tmp_path / "profile")
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

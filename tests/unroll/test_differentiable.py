@@ -10,16 +10,6 @@ from jax.flatten_util import ravel_pytree
 from metaopt.unroll import differentiable
 from tests.helpers import central_differences, ravel, relative_error
 
-
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Numbers do not depend on XLA's optimizations, and compiling takes half the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 # The second feature is always 0, so that a row of the weights has zero gradients for ever.
 X = np.array([[1.0, 0.0, 2.0], [0.5, 0.0, -1.0], [2.0, 0.0, 0.3]])
 Y = np.array([1.0, -1.0, 0.5])
@@ -111,11 +101,11 @@ def test_the_list_of_rules_is_complete():
 def each_rule():
     return pytest.mark.parametrize(
         "name",
-        [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in sorted(RULES)],
+        [pytest.param(n, marks=[] if n in FAST else [pytest.mark.compiles]) for n in sorted(RULES)],
     )
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @each_rule()
 def test_meta_gradients_are_finite_and_right_beside_a_weight_without_gradients(x64, name):
     safe = meta_loss(name, wrap=True)
@@ -151,6 +141,7 @@ def test_derivatives_are_zero_where_every_gradient_is_zero(x64, name):
     np.testing.assert_allclose(curvature["init"]["w"]["init"]["w"], 2 * np.eye(2), rtol=1e-12)
 
 
+@pytest.mark.compiles
 def test_forward_mode_agrees_with_reverse_mode(x64):
     def function(theta):
         return meta_loss("adam", wrap=True)(theta)[0]

@@ -12,15 +12,6 @@ from tests.helpers import central_differences, relative_error
 RULES = (jax.value_and_grad, mixed_value_and_grad)
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """Numbers do not depend on XLA's optimizations, and compiling takes half the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def loss(params, theta, data, labels, key):
     """A regression with noise; the auxiliary output depends on everything too."""
     noise = 0.1 * jax.random.normal(key, (3,))
@@ -164,7 +155,7 @@ def quartic():
     return core.bilevel_training(problem, optax.sgd(0.05)), theta, jnp.array([0.5, -0.5])
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("drawn", [False, True])
 def test_every_gradient_reaches_a_system_through_guards_and_horizons(x64, drawn):
     system, theta, data = quartic()
