@@ -866,7 +866,10 @@ def update_rules() -> str:
         [
             name,
             f"{row['geometric mean']:.2f}",
-            *(f"{row['speed-up'][task]:.2f}" for task in tasks),
+            *(
+                "-" if task in row["not reached"] else f"{row['speed-up'][task]:.2f}"
+                for task in tasks
+            ),
             str(len(row["at an end of the grid"])),
             f"{row['failure rate']:.0%}",
         ]
