@@ -120,8 +120,11 @@ def test_takes_parameters_in_bfloat16_with_statistics_in_float32(rule):
         assert error < 0.05 * scale
 
 
-@each_rule
-def test_meta_gradients_are_finite_where_gradients_vanish_or_are_huge(rule):
+DEAD, ZERO, HUGE, LATE = range(4)
+
+
+def finite_slopes(rule):
+    """Slopes by the rate, one for each kind of gradients; all slopes and values are finite."""
     params = params_like(jax.random.key(0), SHAPES)
     awkward = awkward_gradients(params, STEPS, jax.random.key(1))
 
@@ -131,22 +134,26 @@ def test_meta_gradients_are_finite_where_gradients_vanish_or_are_huge(rule):
         # Huge gradients may lead to huge parameters, whose squares overflow by themselves.
         return sum(jnp.sum(jnp.sin(p[-1])) for p in jax.tree.leaves(path))
 
-    dead, zero, huge, late = range(4)
     # As do gradients that are proportional to them.
-    bends = jnp.full(4, 0.1).at[huge].set(0.0)
+    bends = jnp.full(4, 0.1).at[HUGE].set(0.0)
     theta = (jnp.array(0.01), params)
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(final), (None, 0, 0)))(
         theta, awkward, bends
     )
-    for name, kind in {"dead": dead, "zero": zero, "huge": huge, "late": late}.items():
+    for name, kind in {"dead": DEAD, "zero": ZERO, "huge": HUGE, "late": LATE}.items():
         parts = {
             jax.tree_util.keystr(path): bool(jnp.isfinite(x[kind]).all())
             for path, x in jax.tree.leaves_with_path(slopes)
         }
         assert np.isfinite(values[kind]), name
         assert all(parts.values()), (name, parts)
+    return slopes[0]
+
+
+@each_rule
+def test_meta_gradients_are_finite_where_gradients_vanish_or_are_huge(rule):
     # Gradients that are always zero move nothing; others do.
-    assert np.abs(slopes[0][jnp.array([dead, late])]).min() > 0
+    assert np.abs(finite_slopes(rule)[jnp.array([DEAD, LATE])]).min() > 0
 
 
 SHARDED = """
