@@ -1,5 +1,9 @@
 """Shared test tools: standard errors, central differences, trees as vectors."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,3 +42,18 @@ def relative_error(actual, expected) -> float:
     """Largest absolute difference over the largest absolute expected value."""
     actual, expected = ravel(actual), ravel(expected)
     return float(np.max(np.abs(actual - expected)) / np.max(np.abs(expected)))
+
+
+def output_on_devices(script: str, count: int) -> str:
+    """What a script prints in a process with forced host devices; it must end well."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout

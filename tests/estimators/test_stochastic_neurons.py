@@ -114,16 +114,20 @@ def test_running_averages_find_the_best_baselines_and_start_at_zero(x64):
     assert (functions.value(state) == 0).all()
 
     @jax.jit
-    def run(state, key):
-        def step(state, key):
-            drawn = jnp.broadcast_to(logits, (4000, UNITS))
-            sample = straight_through(drawn, key)
+    @jax.vmap
+    def runs(key):
+        def step(state, data):
+            drawn = jnp.broadcast_to(logits, (1000, UNITS))
+            sample = straight_through(drawn, jax.random.wrap_key_data(data))
             return functions.update(state, logits, sample, losses_of(sample)), None
 
-        return jax.lax.scan(step, state, jax.random.split(key, 50))[0]
+        # As raw numbers: mapped keys change their axes in a loop, which counts as using them.
+        data = jax.random.key_data(jax.random.split(key, 50))
+        return functions.value(jax.lax.scan(step, state, data)[0])
 
-    found = functions.value(run(state, jax.random.key(0)))
-    np.testing.assert_allclose(found, exact()[1], rtol=0.1)
+    found = runs(jax.random.split(jax.random.key(0), 32))
+    assert standard_errors(found, exact()[1]) < 5
+    assert standard_errors(found, 1.1 * exact()[1]) > 5
     # One sample at a time, by hand.
     sample, loss = jnp.asarray((problem()[1] > 0) * 1.0), jnp.array(3.0)
     state = functions.update(state, logits, sample, loss)

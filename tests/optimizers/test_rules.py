@@ -1,14 +1,12 @@
 """What every rule of `metaopt.optimizers` promises to those who compose and differentiate it."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from tests.helpers import output_on_devices
 from tests.learned.unrolled import awkward_gradients, params_like
 from tests.optimizers.rules import RULES
 
@@ -182,21 +180,4 @@ print("checked", len(RULES))
 
 @pytest.mark.slow
 def test_sharded_parameters_move_as_whole_ones_do():
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED],
-        env=four_devices(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"checked {len(RULES)}" in done.stdout
-
-
-def four_devices():
-    """The environment of a process with four forced host devices."""
-    import os
-
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    assert f"checked {len(RULES)}" in output_on_devices(SHARDED, 4)

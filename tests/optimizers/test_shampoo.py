@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +5,8 @@ import optax
 import pytest
 
 from metaopt.optimizers import scale_by_shampoo, shampoo
+from tests.helpers import output_on_devices
 from tests.optimizers import golden, networks
-from tests.optimizers.test_rules import four_devices
 
 
 def run(tx, gradients, params):
@@ -196,16 +193,7 @@ print("checked")
 
 @pytest.mark.slow
 def test_every_device_finds_the_roots_of_its_share_of_the_blocks():
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED],
-        env=four_devices(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "checked" in done.stdout
+    assert "checked" in output_on_devices(SHARDED, 4)
 
 
 def trained_on_digits(make, learning_rates, num_steps=300, batch_size=64):

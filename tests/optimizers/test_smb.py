@@ -76,7 +76,9 @@ def test_the_model_of_a_steep_parabola_takes_half_a_newton_step(curvature):
     update, _ = tx.update(
         gradient, tx.init(w), w, value=value, value_and_grad_fn=jax.value_and_grad(loss)
     )
-    np.testing.assert_allclose(update, -gradient / (2 * curvature + 2.0), rtol=0.05)
+    # Where it is steep, a millionth of the two gradients is left: roundings of 6e-8 become 3e-2.
+    rtol = 1e-5 if curvature == 10 else 0.05
+    np.testing.assert_allclose(update, -gradient / (2 * curvature + 2.0), rtol=rtol)
     if curvature == 10:
         expected = by_hand(np.array([10.0]), np.array([-100.0]), 1.0, 0.5)
         np.testing.assert_allclose(update, expected, rtol=1e-5)
