@@ -429,9 +429,16 @@ def soak() -> str:
         ],
     )
     growth = record["rss_mib"]["per_1000_steps"]
+    beside = []
+    for what in ("with", "without"):
+        short = _load(f"benchmarks/results/soak_{what}_saves.json")
+        beside.append(
+            f"{short['rss_mib']['first']:.0f} to {short['rss_mib']['last']:.0f} MiB {what} saves"
+        )
     return (
         f"{record['config']['minutes']:.0f} minutes, {record['steps']:,} outer steps; over their "
-        f"second half the resident memory grew by {growth:.1f} MiB per 1,000 steps.\n\n{table}"
+        f"second half the resident memory grew by {growth:.1f} MiB per 1,000 steps.\n\n{table}\n\n"
+        f"Two runs side by side, of {short['steps']:,} steps: {' and '.join(beside)}."
     )
 
 
