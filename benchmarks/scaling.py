@@ -4,10 +4,11 @@
 
 PES on the training of an MLP 64-32-10 on digits by Celo2, its tasks spread over all devices.
 `difference` is the largest difference between the meta-losses and those of one device, relative to
-the largest meta-loss, in float32 and in float64. Forced devices share the cores of one machine, so that more devices than cores cannot be faster: `ideal` is
-one device's speed times min(devices, cores), an upper bound as XLA may use several cores for one
-device as well, and `of_ideal` the share that was reached. The speed is that of the whole loop, the
-last probe and save included; what else the machine does lowers it.
+the largest meta-loss, in float32 and in float64. Forced devices share the cores of one machine, so
+that more devices than cores cannot be faster: `ideal` is one device's speed times
+min(devices, cores), an upper bound as XLA may use several cores for one device as well, and
+`of_ideal` the share that was reached. The speed is that of the whole loop, the last probe and save
+included; what else the machine does lowers it.
 
 Expected: no difference at all, and speeds that do not fall much as devices are added.
 
