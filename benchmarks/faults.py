@@ -9,7 +9,7 @@ final state and metrics.jsonl with those of a run that nothing happened to. A fu
 tmpfs where one can be mounted; elsewhere it is left out.
 
 Expected: same bits everywhere, also where one process goes on in place of two, and at most
-`checkpoint_every` steps lost, or as many again where a save fails, which the next one notices.
+`checkpoint_every` steps lost, or, where a save fails, these and the steps while it was writing.
 
 Results: `results/faults.json`.
 """

@@ -3,8 +3,8 @@
     python benchmarks/soak.py --minutes 10
 
 One process meta-trains until the time is over, with probes, metrics, checkpoints and a stream, and
-notes at every probe the resident memory of the host, the arrays alive in jax, the open files, the
-threads and the time of a step. Drifts are slopes of straight lines by least squares over the second
+notes at every probe the resident memory of the host, the arrays alive in jax, the blocks that Python
+has allocated, the open files, the threads and the time of a step. Drifts are slopes of straight lines by least squares over the second
 half, when caches are warm: memory per 1,000 outer steps, and the step time as a share of its median
 per hour. `first` and `last` are medians over a tenth of the run at either end.
 
@@ -22,6 +22,7 @@ doctor.enable_compilation_cache()
 import os  # noqa: E402
 import pathlib  # noqa: E402
 import signal  # noqa: E402
+import sys  # noqa: E402
 import tempfile  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
@@ -70,6 +71,7 @@ def measure() -> dict:
         "seconds": time.perf_counter(),
         "rss_mib": resident_mib(),
         "live_arrays": len(jax.live_arrays()),
+        "python_blocks": sys.getallocatedblocks(),
         "open_files": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
     }
@@ -86,7 +88,7 @@ def summarise(notes: list[dict]) -> dict:
         raise RuntimeError(f"only {count} intervals were measured; give it more minutes.")
     tenth, half = max(1, count // 10), count // 2
     rows = {}
-    for name in ("rss_mib", "live_arrays", "open_files", "threads", "ms_per_step"):
+    for name in [*(n for n in notes[0] if n not in ("step", "seconds")), "ms_per_step"]:
         values = columns[name]
         first, last = np.median(values[:tenth]), np.median(values[-tenth:])
         rows[name] = {"first": first, "last": last, "largest": values.max()}

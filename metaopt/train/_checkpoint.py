@@ -84,6 +84,20 @@ class Checkpoints:
         except Exception as error:
             self._fail(error)
 
+    def check(self) -> None:
+        """Tells of a background save that has failed, without waiting for one that goes on.
+
+        Raises:
+            RunError: if that save failed, once.
+        """
+        if self._pending is None or self._manager.is_saving_in_progress():
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._fail(error)
+        self._pending = None
+
     def restore(self, like: Any) -> Any | None:
         """The newest state that can be read, or None.
 

@@ -95,9 +95,17 @@ class Recorder:
         self._report("running", self._start)
 
     def step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Notes a step's metrics without waiting for the device."""
+        """Notes a step's metrics without waiting for the device.
+
+        Raises:
+            RunError: if something cannot be written, or a save has failed since the last step.
+        """
         self._pending.append((step, metrics))
-        if self._files is not None and time.perf_counter() - self._reported > _HEARTBEAT:
+        if self._files is None:
+            return
+        if jax.process_count() == 1:  # Several processes have to learn of it in the same call.
+            self._checkpoints.check()
+        if time.perf_counter() - self._reported > _HEARTBEAT:
             self._flush()
             self._report("running", step)
 

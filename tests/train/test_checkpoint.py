@@ -1,3 +1,5 @@
+import resource
+import time
 from typing import NamedTuple
 
 import jax
@@ -101,3 +103,25 @@ def test_leftovers_of_a_killed_save_are_ignored(tmp_path):
     checkpoints.save(2, make(2), score=1.0)
     checkpoints.close()
     assert np.array_equal(train.Checkpoints(tmp_path / "c").restore(make(0)).count, 2)
+
+
+def test_a_save_that_fails_in_the_background_is_told_before_the_next_one(tmp_path):
+    checkpoints = train.Checkpoints(tmp_path / "c")
+    checkpoints.save(1, make(1), score=1.0)
+    while checkpoints.latest_step() is None:
+        time.sleep(0.01)
+    large = {"weights": jax.random.normal(jax.random.key(0), (10_000,))}
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, unlimited[1]))  # As a disk that is full.
+    try:
+        checkpoints.save(2, large, score=1.0)
+        with pytest.raises(train.RunError, match="saving step 2 .*File too large.* step 1 is intact"):
+            for _ in range(3000):
+                checkpoints.check()
+                time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    checkpoints.check()
+    checkpoints.save(3, make(3), score=1.0)
+    checkpoints.close()
+    assert train.Checkpoints(tmp_path / "c").latest_step() == 3
