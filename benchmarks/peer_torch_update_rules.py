@@ -22,6 +22,7 @@ from pytorch_optimizer.optimizer.utils.graft import LayerWiseGrafting
 STEPS = 50
 KEPT = (1, 2, 5, 20, 50)
 SHAPES = {"w": (4, 3), "b": (3,)}
+TENSOR = {"t": (3, 2, 4)}
 PACKAGES = ("torch", "pytorch-optimizer", "dog-optimizer", "madgrad", "adamp")
 
 # name: (class, settings).
@@ -67,6 +68,14 @@ RULES = {
             "block_size": 2,
         },
     ),
+    "shampoo_tensor": (
+        po.ScalableShampoo,
+        {"lr": 0.01, "graft_type": LayerWiseGrafting.SGD},
+    ),
+    "shampoo_tensor_blocks": (
+        po.ScalableShampoo,
+        {"lr": 0.01, "graft_type": LayerWiseGrafting.ADAGRAD, "block_size": 2},
+    ),
     "sam": (po.SAM, {"base_optimizer": torch.optim.SGD, "lr": 0.05, "rho": 0.1}),
     "sam_adaptive": (
         po.SAM,
@@ -83,11 +92,11 @@ SCALABLE = {
 }
 
 
-def start():
+def start(shapes):
     """Parameters before the first step."""
     return {
         name: np.cos(1.0 + np.arange(np.prod(shape)).reshape(shape))
-        for name, shape in SHAPES.items()
+        for name, shape in shapes.items()
     }
 
 
@@ -99,11 +108,11 @@ def gradients(params, step):
     }
 
 
-def run(make, settings):
+def run(make, settings, shapes):
     """Parameters after the steps that are kept."""
     if make is po.ScalableShampoo:
         settings = {**SCALABLE, **settings}
-    tensors = {name: torch.nn.Parameter(torch.tensor(p)) for name, p in start().items()}
+    tensors = {name: torch.nn.Parameter(torch.tensor(p)) for name, p in start(shapes).items()}
     rule = make(list(tensors.values()), **settings)
 
     def fill(step):
@@ -127,7 +136,7 @@ def run(make, settings):
 
 def averaged(gamma=8.0):
     """SGD with polynomially decaying averaging of its iterates."""
-    tensor = torch.nn.Parameter(torch.tensor(start()["b"]))
+    tensor = torch.nn.Parameter(torch.tensor(start(SHAPES)["b"]))
     model = torch.nn.ParameterList([tensor])
     averager, rule = dog.PolynomialDecayAverager(model, gamma=gamma), torch.optim.SGD([tensor], 0.1)
     kept = {}
@@ -155,7 +164,10 @@ def main():
     record = {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "rules": {
-            name: {"settings": plain(settings), "params": run(make, settings)}
+            name: {
+                "settings": plain(settings),
+                "params": run(make, settings, TENSOR if "tensor" in name else SHAPES),
+            }
             for name, (make, settings) in RULES.items()
         },
     }

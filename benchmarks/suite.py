@@ -9,6 +9,12 @@ The cells are those of `metaopt eval --suite --out FOLDER`: processes of that co
 One thread, because BLAS threads that wait for a busy core make Shampoo's eigendecompositions a
 hundred times slower.
 
+    ... python benchmarks/suite.py --folder runs/suite --weights runs/seed_1.npz runs/seed_2.npz \
+        --out benchmarks/results/suite_seeds.json
+
+scores other weights of `experiments/adam_mlp.py --seed 1 --weights runs/seed_1.npz`, and so on,
+tuned like those that ship: eight minutes of process time each.
+
 Expected: an hour of process time on one core without contention; no baseline is far above tuned
 AdamW on all tasks, and none fails.
 
@@ -43,11 +49,13 @@ class Config:
     Attributes:
         folder: of the cells.
         contenders: their names; all if none is given.
+        weights: files of weights to score instead, each a contender of the file's name.
         out: where the results go.
     """
 
     folder: pathlib.Path = pathlib.Path("runs") / "suite"
     contenders: tuple[str, ...] = ()
+    weights: tuple[pathlib.Path, ...] = ()
     out: pathlib.Path = RESULTS / "suite.json"
 
 
@@ -60,7 +68,9 @@ def main(config: Config) -> dict:
         for is_tuned in (True, False)
     ]
     contenders = [*eval.suite_baselines(), *power_decayed(), *shipped]
-    if config.contenders:
+    if config.weights:
+        contenders = [from_file(file) for file in config.weights]
+    elif config.contenders:
         contenders = [contender for contender in contenders if contender.name in config.contenders]
     summary = eval.run_suite(contenders, config.folder, on_report=print)
     record = {"provenance": provenance, **_without_seeds(summary)}
@@ -85,6 +95,19 @@ def power_decayed() -> list[eval.Contender]:
         decayed("adamw, cubic decay", optax.adamw),
         decayed("muon, cubic decay", optax.contrib.muon, consistent_rms=0.2),
     ]
+
+
+def from_file(file: pathlib.Path) -> eval.Contender:
+    """Weights of a rule with a decay of its own, tuned around its learning rate."""
+    header = learned.weights_info(file)
+    factory, settings = getattr(learned, header["optimizer"]), header["settings"]
+
+    def make(value, num_steps):
+        rule = factory(**{**settings, "learning_rate": value})
+        return rule.optimizer(learned.load(file, rule), num_steps=num_steps)
+
+    digest = header["weights_sha256"][:12]
+    return eval.Contender(file.stem, make, settings["learning_rate"], digest=digest)
 
 
 def _without_seeds(summary: dict) -> dict:

@@ -1,6 +1,6 @@
 """A Celo2-style rule, meta-trained on embedded digits, against tuned Adam.
 
-Command:   python experiments/digits.py            (--tiny for a check of the script)
+Command:   python experiments/digits.py
 Hardware:  two cores of an x86-64 CPU. Each of the six runs is `metaopt train --preset digits`.
 Expected:  mean training loss below that of Adam tuned on the same grid with the same cosine
            schedule, on new seeds and on a deeper net that meta-training never saw.

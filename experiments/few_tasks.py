@@ -1,6 +1,6 @@
 """Task interpolation when base classes are few: prototypes with and without MLTI.
 
-Command:   python experiments/few_tasks.py                 (--tiny for a check of the script)
+Command:   python experiments/few_tasks.py
 Hardware:  one core of an x86-64 CPU; one minute.
 Expected:  no help where classes are fewest: with 6 of them MLTI loses 1 point at one shot and 3 at
            five; with 20 it gains 1.6 and 0.9 (standard errors of 0.04 to 0.3 over five seeds)

@@ -1,6 +1,6 @@
 """Implicit hypergradients: how wrong each estimator is, and what they are good for.
 
-Command:   python experiments/hypergradients.py            (--tiny for a check of the script)
+Command:   python experiments/hypergradients.py
 Hardware:  two cores of an x86-64 CPU; two minutes.
 Expected:  catalogue  implicit error below the unrolled one at every number of inner steps; CG-20
                       below 1e-4, Neumann-20 in 0.1 to 0.4; cosine of identity above 0.8

@@ -1,6 +1,6 @@
 """Meta-gradient reinforcement learning: a critic learns the discount and trace it learns from.
 
-Command:   python experiments/learned_return.py            (--tiny for a check of the script)
+Command:   python experiments/learned_return.py
 Hardware:  one core of an x86-64 CPU; half a minute.
 Expected:  discount from 0.7 to at least 0.95; root mean squared error of the values at most 0.2 and
            at most 0.4 of that with the settings fixed, in every seed

@@ -1,6 +1,6 @@
 """A learned policy gradient: a network meta-trained on bandits, against REINFORCE on new ones.
 
-Command:   python experiments/learned_rl_rule.py            (--tiny for a check of the script)
+Command:   python experiments/learned_rl_rule.py
 Hardware:  one core of an x86-64 CPU; about two minutes.
 Expected:  regret on new bandits at most 1.15 of that of REINFORCE at the same learning rate in
            every seed; REINFORCE at a learning rate tuned for these bandits is not beaten

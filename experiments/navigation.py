@@ -1,6 +1,6 @@
 """MAML for reinforcement learning: a point that finds an unseen goal after one policy gradient.
 
-Command:   python experiments/navigation.py            (--tiny for a check of the script)
+Command:   python experiments/navigation.py
 Hardware:  one core of an x86-64 CPU; about two minutes.
 Expected:  "naive": return after one step on new goals at least -1.2, and at least 0.6 above that
            of pretraining after the same step, in every seed. "dice": in most seeds. "emaml", whose

@@ -1,6 +1,6 @@
 """Learned initial weights for segmentation, and the search for how to adapt them.
 
-Command:   python experiments/segmentation.py              (--tiny for a check of the script)
+Command:   python experiments/segmentation.py
 Hardware:  one core of an x86-64 CPU; two to three minutes.
 Expected:  learned weights 0.15 and more above random ones after 10 steps at the rate of
            meta-training (bar 0.1), 0.01 to 0.08 above them where both are searched; the search

@@ -1,6 +1,6 @@
 """Short-horizon bias: the learning rate that meta-training finds depends on its horizon.
 
-Command:   python experiments/short_horizon.py            (--tiny for a check of the script)
+Command:   python experiments/short_horizon.py
 Hardware:  one core of an x86-64 CPU; a minute.
 Expected:  the best learning rate falls with the horizon, and so does the loss after 300 steps with
            it, from horizon 1 to 300 by a factor of at least 4; learning rates trained by

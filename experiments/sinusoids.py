@@ -1,6 +1,6 @@
 """Few-shot sinusoids: what each way of adapting by gradient steps reaches.
 
-Command:   python experiments/sinusoids.py            (--tiny for a check of the script)
+Command:   python experiments/sinusoids.py
 Hardware:  one core of an x86-64 CPU; five minutes of process time, most of it compilation.
 Expected:  mean squared error after five steps, mean over tasks and seeds, at most:
            MAML 0.25 and a fifth of pretraining's; first-order MAML 0.8; Reptile 0.6;

@@ -1,6 +1,6 @@
 """A symbolic update rule by regularised evolution from SGD, and what it is worth elsewhere.
 
-Command:   python experiments/symbolic.py            (--tiny for a check of the script)
+Command:   python experiments/symbolic.py
 Hardware:  two cores of an x86-64 CPU; three minutes of process time, half a minute a search.
 Expected:  search   score 0.72 to 0.82 against 1.44 for SGD, three of five children or more skipped
                     because they do what a known program did

@@ -1,6 +1,6 @@
 """Update rules of the literature, tuned alike, on six tasks.
 
-Command:   python experiments/update_rules.py             (--tiny for a check of the script)
+Command:   python experiments/update_rules.py
 Hardware:  one core of an x86-64 CPU; half an hour.
 Expected:  no rule is the fastest on all tasks; Muon and Shampoo lead on networks, and of the rules
            that optax lacks Grams is the one that is faster than tuned AdamW on most tasks

@@ -1,6 +1,6 @@
 """Visual prompts for a frozen classifier: from a meta-prompt, from zero, and one per cluster.
 
-Command:   python experiments/visual_prompts.py            (--tiny for a check of the script)
+Command:   python experiments/visual_prompts.py
 Hardware:  one core of an x86-64 CPU; a minute.
 Expected:  after 10 steps from the meta-prompt an accuracy 7 to 14 points above that from zero (bar
            5); in mixed domains prompts of clusters 18 to 21 points above one for all

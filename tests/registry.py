@@ -65,8 +65,8 @@ def row(covers: str, make: Callable[[], Any], label: str = "", *, heavy: bool = 
 
 # Each compiles an adaptation and its derivative.
 HEAVY_TASKS = (
-    "coordinate_images", "few_shot_continual", "few_shot_convnet", "running_statistics",
-    "shape_segmentation", "sinusoid_stream",
+    "coordinate_images", "few_shot_continual", "few_shot_convnet", "missing_modalities",
+    "running_statistics", "shape_segmentation", "sinusoid_stream",
 )  # fmt: skip
 
 
@@ -635,6 +635,50 @@ def by_feedback():
     return function, ([weights, weights - 1], weights + 1, jax.random.key(0))
 
 
+def by_activity():
+    """Forward gradients along the activities of two layers."""
+    layers = [lambda p, x: jnp.tanh(x @ p), lambda p, x: x @ p]
+
+    def losses(outputs, targets):
+        return jnp.sum((outputs - targets) ** 2, axis=1)
+
+    value_and_grad = estimators.activity_value_and_grad(layers, losses)
+
+    def function(params, inputs, key):
+        return value_and_grad(params, (inputs, inputs), key)
+
+    weights = jnp.outer(theta(), theta() + 1)
+    return function, ([weights, weights - 1], weights + 1, jax.random.key(0))
+
+
+def by_layer():
+    """Two layers, each with a loss of its own, and what they say."""
+    layers = [lambda p, x: jnp.tanh(x @ p)] * 2
+
+    def function(params, inputs):
+        losses, grads = estimators.layerwise_value_and_grad(layers, estimators.goodness_loss)(
+            params, inputs, jnp.array([1.0, -1.0], inputs.dtype)
+        )
+        return losses, grads, estimators.layerwise_outputs(layers)(params, inputs)
+
+    weights = jnp.outer(theta(), theta() + 1)
+    return function, ([weights, weights - 1], weights + 1)
+
+
+def on_label_nodes():
+    """The loss of a graph convolution of four nodes, two of them classes."""
+
+    def function(weights, features):
+        labels = jnp.array([1, -1])
+        nodes, links = estimators.add_label_nodes(
+            features, jnp.eye(2, dtype=features.dtype), labels, num_classes=2
+        )
+        return estimators.label_node_loss(links @ nodes @ weights, labels, num_classes=2)
+
+    weights = jnp.outer(theta(), theta() + 1)
+    return function, (weights, weights + 1)
+
+
 def score_gradient():
     """A loss of binary samples, with the gradient of its mean."""
     functions = estimators.optimal_baseline(decay=0.5)
@@ -652,6 +696,15 @@ def score_gradient():
 
 NEURON_ROWS = [
     row("estimators.dfa_value_and_grad estimators.random_feedback", by_feedback),
+    row("estimators.activity_value_and_grad", by_activity),
+    row(
+        "estimators.layerwise_value_and_grad estimators.layerwise_outputs estimators.goodness_loss",
+        by_layer,
+    ),
+    row(
+        "estimators.label_node_loss estimators.label_node_logits estimators.add_label_nodes",
+        on_label_nodes,
+    ),
     row(
         "estimators.score_function estimators.bernoulli_log_prob estimators.optimal_baseline",
         score_gradient,
@@ -661,7 +714,12 @@ NEURON_ROWS = [
             f"estimators.{name}",
             lambda name=name: (getattr(estimators, name), (theta(), jax.random.key(0))),
         )
-        for name in ("straight_through", "stochastic_times_smooth", "noisy_rectifier")
+        for name in (
+            "straight_through",
+            "stochastic_times_smooth",
+            "noisy_rectifier",
+            "sparsemixer_gate",
+        )
     ),
 ]
 
@@ -802,6 +860,7 @@ SLOW_TO_COMPILE = {
     "aggregators.cagrad", "aggregators.dual_proj", "aggregators.pcgrad",
     "aggregators.task_flat", "aggregators.upgrad", "algorithms.behaviour",
     "algorithms.mutate", "data.random_warp", "data.strokes", "estimators.backprop",
+    "estimators.activity_value_and_grad", "estimators.layerwise_value_and_grad",
     "estimators.backprop-function", "estimators.best_response", "estimators.bootstrapped",
     "estimators.combined", "estimators.es", "estimators.forward-online",
     "estimators.forward_gradient", "estimators.gpes", "estimators.implicit",
@@ -816,6 +875,7 @@ SLOW_TO_COMPILE = {
     "learned.velo", "optimizers.adamp", "optimizers.egn", "optimizers.fosi",
     "optimizers.lanczos_extremes", "optimizers.multistage_predict", "optimizers.nm_mask",
     "optimizers.oasis", "optimizers.opt_amsgrad", "optimizers.shampoo", "optimizers.smb",
+    "optimizers.smbi", "optimizers.step_adam", "optimizers.mdgf_linear",
     "optimizers.teleport", "optimizers.teleport_every", "tasks.augmented",
     "tasks.autoencoder", "tasks.convnet", "tasks.environment_pool", "tasks.navigation",
     "tasks.random_directions", "tasks.rnn_lm", "tasks.sample_family",
@@ -893,13 +953,15 @@ _EXEMPT = {
         estimators.Baseline estimators.BaselineState
         optimizers.ShampooState
         optimizers.AdaGradNormState optimizers.AutoClipState optimizers.DiffGradState
-        optimizers.OptAMSGradState optimizers.PolynomialAveragingState
+        optimizers.GradientHistory optimizers.OptAMSGradState
+        optimizers.PolynomialAveragingState
         optimizers.EGNState optimizers.Eigenpairs optimizers.FosiState optimizers.OasisState
         optimizers.SecondOrderMup
         optimizers.AcceleratedState optimizers.FirstOrderSolver optimizers.FrankWolfeState
         optimizers.MirrorMap optimizers.MirrorState optimizers.SolverInfo optimizers.SANIAState
         optimizers.AISarah optimizers.AISarahState optimizers.LREstimateState optimizers.SMBState
-        optimizers.TeleportState
+        optimizers.TeleportState optimizers.DualAveragingState optimizers.MaskedEntriesState
+        optimizers.SMBiState optimizers.StepAdamState estimators.SparseGate
         estimators.ImplicitInfo estimators.ImplicitState
         implicit.HyperInfo implicit.LinearSolver implicit.Operator implicit.SolveInfo
         implicit.Status
@@ -984,6 +1046,7 @@ _EXEMPT = {
         eval.as_contender eval.pretrained_contender eval.suite_baselines eval.suite_tasks
     """,
     "for float64 alone, with a line search that has no gradient": "optimizers.multistage_fit",
+    "has a line search, which has no gradient": "optimizers.boost_units",
     "a hash of numbers, for names of files": "eval.theta_digest",
     "clusters on the host, by scikit-learn": "algorithms.feature_clusters",
     "Python numbers in, Python numbers out": """

@@ -11,7 +11,6 @@ from metaopt.algorithms._camel import (
     identify,
 )
 from metaopt.algorithms._disco import DiscoState, disco_rl
-from metaopt.algorithms._disco_adam import disco_adam
 from metaopt.algorithms._disco_agent import DiscoAgent, DiscoOutputs, disco_agent
 from metaopt.algorithms._disco_rule import DiscoInputs, DiscoRule, DiscoTargets, disco_rule
 from metaopt.algorithms._disco_values import DiscoValues
@@ -77,6 +76,7 @@ from metaopt.algorithms._reptile import reptile
 from metaopt.algorithms._returns import lambda_returns
 from metaopt.algorithms._running_prototypes import running_prototypes
 from metaopt.algorithms._search import SearchState, search
+from metaopt.algorithms._step_statistics import batch_norm_leaves, step_statistics
 from metaopt.algorithms._stream import StreamLearner, continued, memory_ratio, through_stream
 from metaopt.algorithms._t_net import linear_warps, t_net
 from metaopt.algorithms._transductive import (
@@ -148,12 +148,12 @@ __all__ = [
     "affine_network",
     "amortised",
     "anil",
+    "batch_norm_leaves",
     "behaviour",
     "boil",
     "camel",
     "continued",
     "cosine_head",
-    "disco_adam",
     "disco_agent",
     "disco_rl",
     "disco_rule",
@@ -204,6 +204,7 @@ __all__ = [
     "running_prototypes",
     "search",
     "soft_clusters",
+    "step_statistics",
     "support_weights",
     "t_net",
     "task_kernel",

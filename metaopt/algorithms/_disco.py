@@ -19,6 +19,7 @@ going on with segments of 16 steps, so that the actions are the agent's own; eve
 updates is judged, not the last one alone; the critic that judges learns plain λ-returns.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -103,7 +104,7 @@ def disco_rl(
         environment: where tasks come from; every lifetime draws a new one.
         agent: the agent, with as many predictions as the rule has.
         rule: the rule, from `disco_rule` or written by hand.
-        inner_opt: of the agent; `disco_adam` in the paper.
+        inner_opt: of the agent; `metaopt.optimizers.disco_adam` in the paper.
         critic: the value function that judges.
         critic_opt: its optimizer.
         horizon: actions of an episode at most; values go on after one that is cut off. Static.
@@ -128,7 +129,9 @@ def disco_rl(
         ValueError: if a count is below 1.
     """
     at_least_one("disco_rl", horizon=horizon, num_episodes=num_episodes)
-    outputs_of = jax.vmap(jax.vmap(agent.apply, (None, 0)), (None, 0))
+    read = _reader(agent, discount=discount, trace=trace, max_value=max_value)
+    agent_loss = _agent_loss(agent, value_weight)
+    regulariser = _regulariser(target_penalty=target_penalty, policy_divergence=policy_divergence)
     play = player(environment, agent, horizon=horizon)
     judge = critic_judge(
         play,
@@ -156,8 +159,42 @@ def disco_rl(
             judge=judge.init(key_critic),
         )
 
+    def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
+        del data
+        key_play, key_judge = jax.random.split(key)
+        episodes, observations = play(state.params, state.task_params, key_play, num_episodes)
+        inputs, scale = read(state, episodes, observations)
+        targets, memory = rule.apply(theta, state.memory, inputs)
+        num_bins = inputs.outputs.value_bins.shape[-1]
+        lesson = _Lesson(
+            targets,
+            jax.lax.stop_gradient(inputs.outputs.policy[:, 1:]),
+            two_hot(inputs.values.target, num_bins, max_value),
+        )
+        (_, _), grads = value_and_grad(agent_loss, has_aux=True)(state.params, episodes, lesson)
+        updates, opt_state = inner_opt.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = jax.tree.map(
+            lambda old, new: averaging * old + (1 - averaging) * new, state.average, state.params
+        )
+        loss, judged = judge.step(
+            params, state.judge, state.task_params, (episodes, observations), key_judge
+        )
+        average_policy = inputs.average.policy[:, :-1]
+        loss = loss + regulariser(targets, average_policy, episodes.active)
+        new = DiscoState(state.task_params, params, opt_state, memory, average, scale, judged)
+        return tree.cast_like(new, state), StepInfo(loss, jnp.array(False))
+
+    return System(init, step)
+
+
+def _reader(
+    agent: DiscoAgent, *, discount: Scalar, trace: Scalar, max_value: Scalar
+) -> Callable[..., tuple[DiscoInputs, Averages]]:
+    """`(state, episodes, observations)` to what the rule is given, and the scale of advantages."""
+    outputs_of = jax.vmap(jax.vmap(agent.apply, (None, 0)), (None, 0))
+
     def read(state, episodes, observations):
-        """What the rule is given, and the scale of advantages with these episodes in it."""
         outputs = outputs_of(state.params, observations)
         average = outputs_of(state.average, observations)
         constant, average_constant = jax.lax.stop_gradient((outputs, average))
@@ -180,7 +217,14 @@ def disco_rl(
         )
         return DiscoInputs(episodes, outputs, average, behaviour, values), scale
 
-    def agent_loss(params, episodes, lesson):
+    return read
+
+
+def _agent_loss(agent: DiscoAgent, value_weight: Scalar) -> Callable[..., tuple[Array, tuple]]:
+    """`(params, episodes, lesson) -> (loss, ())`."""
+    outputs_of = jax.vmap(jax.vmap(agent.apply, (None, 0)), (None, 0))
+
+    def loss(params, episodes, lesson):
         outputs = outputs_of(params, episodes.observations)
 
         def chosen(x):
@@ -197,36 +241,19 @@ def disco_rl(
         )
         return mean_over(each, episodes.active), ()
 
-    def regulariser(targets, average_policy, active):
+    return loss
+
+
+def _regulariser(
+    *, target_penalty: Scalar, policy_divergence: Scalar
+) -> Callable[..., Float[Array, ""]]:
+    """`(targets, average_policy, active) -> scalar`, added to what judges the rule."""
+
+    def value(targets, average_policy, active):
         means = [mean_over(jnp.mean(x, axis=-1), active) for x in targets]
         apart = divergence(jax.lax.stop_gradient(average_policy), targets.policy)
         return target_penalty * sum(x**2 for x in means) + policy_divergence * mean_over(
             apart, active
         )
 
-    def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
-        del data
-        key_play, key_judge = jax.random.split(key)
-        episodes, observations = play(state.params, state.task_params, key_play, num_episodes)
-        inputs, scale = read(state, episodes, observations)
-        targets, memory = rule.apply(theta, state.memory, inputs)
-        num_bins = inputs.outputs.value_bins.shape[-1]
-        lesson = _Lesson(
-            targets,
-            jax.lax.stop_gradient(inputs.outputs.policy[:, 1:]),
-            two_hot(inputs.values.target, num_bins, max_value),
-        )
-        (_, _), grads = value_and_grad(agent_loss, has_aux=True)(state.params, episodes, lesson)
-        updates, opt_state = inner_opt.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = jax.tree.map(
-            lambda old, new: averaging * old + (1 - averaging) * new, state.average, state.params
-        )
-        loss, judged = judge.step(
-            params, state.judge, state.task_params, (episodes, observations), key_judge
-        )
-        loss = loss + regulariser(targets, inputs.average.policy[:, :-1], episodes.active)
-        new = DiscoState(state.task_params, params, opt_state, memory, average, scale, judged)
-        return tree.cast_like(new, state), StepInfo(loss, jnp.array(False))
-
-    return System(init, step)
+    return value

@@ -225,42 +225,21 @@ def learned_policy_gradient(
         baseline="mean",
     )
     play = rollout(environment, policy, horizon=horizon)
-    outputs_of = jax.vmap(jax.vmap(agent.apply, (None, 0)), (None, 0))
+    targets_of = _targets(agent, rule)
+    agent_loss = _agent_loss(agent, prediction_weight)
+    regulariser = _regulariser(
+        agent,
+        entropy=entropy,
+        prediction_entropy=prediction_entropy,
+        weight_penalty=weight_penalty,
+        prediction_penalty=prediction_penalty,
+    )
 
     def init(theta, data, key, *, num_steps=None):
         del theta, data, num_steps
         key_task, key_params = jax.random.split(key)
         params = agent.init(key_params)
         return LPGState(environment.sample(key_task), params, inner_opt.init(params))
-
-    def targets_of(theta, params, episodes):
-        final = episodes.final_observation[:, None]
-        observations = jnp.concatenate([episodes.observations, final], axis=1)
-        logits, predictions = outputs_of(params, observations)
-        probs = jnp.exp(log_prob_of(logits[:, :-1], episodes.actions))
-        return jax.vmap(rule.apply, (None, 0, 0, 0))(
-            theta, episodes, probs, jax.nn.softmax(predictions)
-        )
-
-    def agent_loss(params, episodes, targets):
-        logits, predictions = outputs_of(params, episodes.observations)
-        log_y = jax.nn.log_softmax(predictions)
-        divergence = jnp.sum(jnp.exp(log_y) * (log_y - targets.predictions), axis=-1)
-        each = (
-            -targets.weights * log_prob_of(logits, episodes.actions)
-            + prediction_weight * divergence
-        )
-        return mean_over(each, episodes.active), ()
-
-    def regulariser(params, episodes, targets):
-        logits, predictions = outputs_of(params, episodes.observations)
-        each = (
-            weight_penalty * targets.weights**2
-            + prediction_penalty * jnp.sum(jnp.exp(2 * targets.predictions), axis=-1)
-            - entropy * entropy_of(logits)
-            - prediction_entropy * entropy_of(predictions)
-        )
-        return mean_over(each, episodes.active)
 
     def step(theta, state, data, key, *, value_and_grad=jax.value_and_grad):
         del data
@@ -279,3 +258,65 @@ def learned_policy_gradient(
         return LPGState(task_params, params, opt_state), StepInfo(loss, jnp.array(False))
 
     return System(init, step)
+
+
+def _outputs_of(agent: LPGAgent) -> Callable[..., tuple[Array, Array]]:
+    """`(params, observations)` to logits, for episodes and their steps."""
+    return jax.vmap(jax.vmap(agent.apply, (None, 0)), (None, 0))
+
+
+def _targets(agent: LPGAgent, rule: LPGRule) -> Callable[..., LPGTargets]:
+    """`(theta, params, episodes)` to what the rule says of them, the episode axis first."""
+    outputs_of = _outputs_of(agent)
+
+    def targets_of(theta, params, episodes):
+        final = episodes.final_observation[:, None]
+        observations = jnp.concatenate([episodes.observations, final], axis=1)
+        logits, predictions = outputs_of(params, observations)
+        probs = jnp.exp(log_prob_of(logits[:, :-1], episodes.actions))
+        return jax.vmap(rule.apply, (None, 0, 0, 0))(
+            theta, episodes, probs, jax.nn.softmax(predictions)
+        )
+
+    return targets_of
+
+
+def _agent_loss(agent: LPGAgent, prediction_weight: Scalar) -> Callable[..., tuple[Array, tuple]]:
+    """`(params, episodes, targets) -> (loss, ())`."""
+    outputs_of = _outputs_of(agent)
+
+    def loss(params, episodes, targets):
+        logits, predictions = outputs_of(params, episodes.observations)
+        log_y = jax.nn.log_softmax(predictions)
+        divergence = jnp.sum(jnp.exp(log_y) * (log_y - targets.predictions), axis=-1)
+        each = (
+            -targets.weights * log_prob_of(logits, episodes.actions)
+            + prediction_weight * divergence
+        )
+        return mean_over(each, episodes.active), ()
+
+    return loss
+
+
+def _regulariser(
+    agent: LPGAgent,
+    *,
+    entropy: Scalar,
+    prediction_entropy: Scalar,
+    weight_penalty: Scalar,
+    prediction_penalty: Scalar,
+) -> Callable[..., Array]:
+    """`(params, episodes, targets) -> scalar`, added to what judges the rule."""
+    outputs_of = _outputs_of(agent)
+
+    def value(params, episodes, targets):
+        logits, predictions = outputs_of(params, episodes.observations)
+        each = (
+            weight_penalty * targets.weights**2
+            + prediction_penalty * jnp.sum(jnp.exp(2 * targets.predictions), axis=-1)
+            - entropy * entropy_of(logits)
+            - prediction_entropy * entropy_of(predictions)
+        )
+        return mean_over(each, episodes.active)
+
+    return value

@@ -1,5 +1,6 @@
 """Meta-gradient estimators, one per file, behind one contract."""
 
+from metaopt.estimators._activity import activity_value_and_grad
 from metaopt.estimators._amigo import AmIGOState, amigo
 from metaopt.estimators._backprop import backprop
 from metaopt.estimators._bamm import bamm
@@ -30,6 +31,14 @@ from metaopt.estimators._guesses import (
 )
 from metaopt.estimators._hypergradient import DoubleLoopState
 from metaopt.estimators._implicit import Draws, ImplicitInfo, ImplicitState, InnerSolver, implicit
+from metaopt.estimators._layerwise import (
+    add_label_nodes,
+    goodness_loss,
+    label_node_logits,
+    label_node_loss,
+    layerwise_outputs,
+    layerwise_value_and_grad,
+)
 from metaopt.estimators._mrbo import MomentumState, mrbo
 from metaopt.estimators._nres import NRESState, nres
 from metaopt.estimators._one_step import one_step
@@ -40,6 +49,7 @@ from metaopt.estimators._pzobo import pzobo
 from metaopt.estimators._saba import GradientTable, SABAState, saba
 from metaopt.estimators._sama import Mixed, SAMAState, sama
 from metaopt.estimators._soba import SOBAState, soba
+from metaopt.estimators._sparse_mixer import SparseGate, sparsemixer_gate
 from metaopt.estimators._srba import SRBAState, srba
 from metaopt.estimators._stocbio import stocbio
 from metaopt.estimators._stochastic_neurons import (
@@ -95,9 +105,12 @@ __all__ = [
     "SOBAState",
     "SRBAState",
     "Shaping",
+    "SparseGate",
     "TruncatedBackpropState",
     "TruncatedESState",
     "VRBOState",
+    "activity_value_and_grad",
+    "add_label_nodes",
     "amigo",
     "backprop",
     "bamm",
@@ -114,8 +127,13 @@ __all__ = [
     "forward",
     "forward_gradient",
     "fsla",
+    "goodness_loss",
     "gpes",
     "implicit",
+    "label_node_logits",
+    "label_node_loss",
+    "layerwise_outputs",
+    "layerwise_value_and_grad",
     "local_guess",
     "local_value_and_grad",
     "mrbo",
@@ -133,6 +151,7 @@ __all__ = [
     "sama",
     "score_function",
     "soba",
+    "sparsemixer_gate",
     "squared_distance",
     "srba",
     "stocbio",

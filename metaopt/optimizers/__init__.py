@@ -12,12 +12,15 @@ from metaopt.optimizers._batch_size_tests import (
     inner_product_test,
     norm_test,
 )
+from metaopt.optimizers._boosting import BoostedUnits, assemble_units, boost_units
 from metaopt.optimizers._complex_momentum import (
     ComplexMomentumState,
     complex_momentum,
     scale_by_complex_momentum,
 )
 from metaopt.optimizers._diffgrad import DiffGradState, diffgrad, scale_by_diffgrad
+from metaopt.optimizers._disco_adam import disco_adam
+from metaopt.optimizers._dual_averaging import DualAveragingState, dual_averaging
 from metaopt.optimizers._egn import EGNState, egn, gauss_newton_direction
 from metaopt.optimizers._fosi import FosiState, fosi, refresh_fosi
 from metaopt.optimizers._frank_wolfe import (
@@ -40,6 +43,8 @@ from metaopt.optimizers._from_optax import (
     ademamix,
     adopt,
     amsgrad,
+    cocob,
+    dadapt_adamw,
     dog,
     dowg,
     fromage,
@@ -55,6 +60,7 @@ from metaopt.optimizers._from_optax import (
     novograd,
     optimistic_adam,
     polyak_sgd,
+    prodigy,
     radam,
     rmsprop,
     rprop,
@@ -62,8 +68,12 @@ from metaopt.optimizers._from_optax import (
     schedule_free_sgd,
     sgd,
     sign_sgd,
+    simplified_ademamix,
+    sm3,
+    yogi,
 )
 from metaopt.optimizers._gam import accelerated_gam, gam
+from metaopt.optimizers._gradient_flow import mdgf_exp, mdgf_linear, sdgf
 from metaopt.optimizers._gradient_penalty import Difference, gradient_penalty
 from metaopt.optimizers._grams import grams, scale_by_grams
 from metaopt.optimizers._lanczos import Eigenpairs, lanczos_extremes
@@ -72,6 +82,11 @@ from metaopt.optimizers._lr_estimate import (
     entrywise_lr_estimate,
     lr_estimate,
     one_cycle_momentum,
+)
+from metaopt.optimizers._masked_entries import (
+    MaskedEntriesState,
+    masked_entries,
+    topk_per_neuron_mask,
 )
 from metaopt.optimizers._mirror import (
     MirrorMap,
@@ -86,11 +101,13 @@ from metaopt.optimizers._mup_second_order import SecondOrderMup, mup_second_orde
 from metaopt.optimizers._nm_sparsity import nm_mask, sr_ste, ste_sparse
 from metaopt.optimizers._oasis import OasisState, oasis
 from metaopt.optimizers._opt_amsgrad import (
+    GradientHistory,
     OptAMSGradState,
     Predictor,
     minimal_polynomial_extrapolation,
     opt_amsgrad,
     scale_by_opt_amsgrad,
+    stacked_gradients,
 )
 from metaopt.optimizers._polynomial_averaging import (
     PolynomialAveragingState,
@@ -102,8 +119,15 @@ from metaopt.optimizers._sam import sam_gradient
 from metaopt.optimizers._sania import SANIAState, sania
 from metaopt.optimizers._shampoo import ShampooState, scale_by_shampoo, shampoo
 from metaopt.optimizers._smb import SMBState, smb
+from metaopt.optimizers._smbi import SMBiState, smbi
 from metaopt.optimizers._soft_threshold import annealed_alpha, soft_threshold
 from metaopt.optimizers._solver import FirstOrderSolver, SolverInfo, implicit_solution
+from metaopt.optimizers._step_adam import (
+    StepAdamState,
+    is_sparse,
+    scale_by_step_adam,
+    step_adam,
+)
 from metaopt.optimizers._teleport import Symmetry, TeleportState, teleport, teleport_every
 
 __all__ = [
@@ -113,15 +137,19 @@ __all__ = [
     "AdaGradNormState",
     "AutoClipState",
     "BatchSizeTest",
+    "BoostedUnits",
     "ComplexMomentumState",
     "DiffGradState",
     "Difference",
+    "DualAveragingState",
     "EGNState",
     "Eigenpairs",
     "FirstOrderSolver",
     "FosiState",
     "FrankWolfeState",
+    "GradientHistory",
     "LREstimateState",
+    "MaskedEntriesState",
     "MirrorMap",
     "MirrorState",
     "MultistageFit",
@@ -131,9 +159,11 @@ __all__ = [
     "Predictor",
     "SANIAState",
     "SMBState",
+    "SMBiState",
     "SecondOrderMup",
     "ShampooState",
     "SolverInfo",
+    "StepAdamState",
     "Symmetry",
     "TeleportState",
     "accelerated_gam",
@@ -156,13 +186,19 @@ __all__ = [
     "ai_sarah",
     "amsgrad",
     "annealed_alpha",
+    "assemble_units",
     "augmented_test",
     "auto_clip",
     "averaged_params",
+    "boost_units",
+    "cocob",
     "complex_momentum",
+    "dadapt_adamw",
     "diffgrad",
+    "disco_adam",
     "dog",
     "dowg",
+    "dual_averaging",
     "egn",
     "entropy_map",
     "entrywise_lr_estimate",
@@ -178,6 +214,7 @@ __all__ = [
     "grow_batch_size",
     "implicit_solution",
     "inner_product_test",
+    "is_sparse",
     "l1_ball_lmo",
     "lamb",
     "lanczos_extremes",
@@ -185,6 +222,9 @@ __all__ = [
     "lion",
     "lr_estimate",
     "madgrad",
+    "masked_entries",
+    "mdgf_exp",
+    "mdgf_linear",
     "minimal_polynomial_extrapolation",
     "mirror_descent",
     "mirror_prox",
@@ -206,6 +246,7 @@ __all__ = [
     "optimistic_adam",
     "polyak_sgd",
     "polynomial_averaging",
+    "prodigy",
     "project_scale_invariant",
     "radam",
     "refresh_fosi",
@@ -220,17 +261,26 @@ __all__ = [
     "scale_by_grams",
     "scale_by_opt_amsgrad",
     "scale_by_shampoo",
+    "scale_by_step_adam",
     "schedule_free_adamw",
     "schedule_free_sgd",
+    "sdgf",
     "sgd",
     "sgdp",
     "shampoo",
     "sign_sgd",
     "simplex_lmo",
+    "simplified_ademamix",
+    "sm3",
     "smb",
+    "smbi",
     "soft_threshold",
     "sr_ste",
+    "stacked_gradients",
     "ste_sparse",
+    "step_adam",
     "teleport",
     "teleport_every",
+    "topk_per_neuron_mask",
+    "yogi",
 ]

@@ -24,7 +24,17 @@ from jaxtyping import Array, Bool, Float
 from metaopt import tree
 from metaopt.core import Scalar, checked
 from metaopt.optimizers._adam_direction import adam_direction
-from metaopt.optimizers._numerics import known, norm, quotient, refuse_decays, wide_zeros, widen
+from metaopt.optimizers._numerics import (
+    known,
+    moderate,
+    quotient,
+    refuse_decays,
+    root,
+    wide_zeros,
+    widen,
+)
+
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @checked
@@ -39,7 +49,8 @@ def project_scale_invariant(
 ) -> optax.GradientTransformationExtraArgs:
     """Projects the updates of a rule, and adds the decay of the weights.
 
-    Which tensors are projected counts as a constant in derivatives.
+    Which tensors are projected counts as a constant in derivatives. Entries beyond 1e16 in float32,
+    of gradients, directions or weights, count as 1e16 in products.
 
     Args:
         direction: a rule that returns an ascent direction, such as `optax.trace`; it sees gradients
@@ -199,26 +210,29 @@ def _project(
     """The direction without its radial part, if need be; and whether there was need."""
     if w.ndim < 2:
         return p, jnp.array(False)
+    axes = tuple(i for i in range(w.ndim) if i != row_axis % w.ndim)
+    # Squares of larger numbers would overflow.
+    g, step, ray = moderate((jax.lax.stop_gradient(g), p, w))
 
-    def rows(x):
-        return jnp.moveaxis(x, row_axis, 0).reshape(x.shape[row_axis], -1)
+    def of_rows(x, y):
+        return jnp.sum(x * y, axis=axes, keepdims=True)
 
-    by_rows, rows_found = _tangential(rows(g), rows(p), rows(w), delta, eps)
-    moved = jnp.moveaxis(w, row_axis, 0).shape
-    by_rows = jnp.moveaxis(by_rows.reshape(moved), 0, row_axis)
-    g, p_whole, w_whole = (x.reshape(1, -1) for x in (g, p, w))
-    as_whole, whole_found = _tangential(g, p_whole, w_whole, delta, eps)
-    chosen = jnp.where(rows_found, by_rows, jnp.where(whole_found, as_whole.reshape(w.shape), p))
-    return chosen, rows_found | whole_found
+    rows = of_rows(ray, ray), of_rows(step, ray), of_rows(g, g), of_rows(g, ray)
+    # Those of the whole are sums of them, written as products with ones: XLA on CPU makes of two
+    # sums one, over all entries once more.
+    whole = [jnp.dot(x.ravel(), jnp.ones(x.size, x.dtype), precision=_HIGHEST) for x in rows]
+    share, rows_found = _radial(rows, w.size // w.shape[row_axis], delta, eps)
+    share_whole, whole_found = _radial(whole, w.size, delta, eps)
+    share = jnp.where(rows_found, share, jnp.where(whole_found, share_whole, 0))
+    return p - share * ray, rows_found | whole_found
 
 
-def _tangential(g, p, w, delta, eps):
-    """Rows of p without their parts along those of w; whether all of g's are nearly orthogonal."""
-    length = norm(w, axis=1)
-    # Normalised before they are multiplied, for products of large numbers overflow.
-    ray = quotient(w, jnp.maximum(length, eps))
-    slope = quotient(g, jnp.maximum(norm(g, axis=1), eps))
-    cosines = jnp.abs(jnp.sum(slope * ray, axis=1))
-    found = jax.lax.stop_gradient(cosines).max(initial=0) < delta / max(w.shape[1], 1) ** 0.5
-    unit = quotient(w, length + eps)
-    return p - unit * jnp.sum(unit * p, axis=1, keepdims=True), found
+def _radial(products, size, delta, eps):
+    """(p·w) / (‖w‖ + ε)² of each row, and whether g is nearly orthogonal to w in all of them."""
+    ww, pw, gg, gw = products
+    length = root(ww)
+    sizes = jnp.maximum(root(gg), eps) * jnp.maximum(jax.lax.stop_gradient(length), eps)
+    cosines = jnp.abs(quotient(jax.lax.stop_gradient(gw), sizes))
+    found = cosines.max(initial=0) < delta / max(size, 1) ** 0.5
+    length = length + eps
+    return quotient(quotient(pw, length), length), found

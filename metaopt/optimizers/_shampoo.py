@@ -1,20 +1,22 @@
-"""Shampoo: Kronecker-factored preconditioning of matrices, with the step length of another rule.
+"""Shampoo: Kronecker-factored preconditioning of tensors, with the step length of another rule.
 
     L ← ρ L + (1-ρ) G Gᵀ,    R ← ρ R + (1-ρ) Gᵀ G,    m̂, v̂ as in Adam
     d = L^(-1/4) m̂ R^(-1/4),    u = d · |a| / |d|,    a = m̂ / √(v̂ + ε²)
 
-Gupta et al. 2018, arXiv:1802.09568, algorithm 1. Moving averages, roots that are renewed only every
-k steps, blocks and the grafted length follow Anil et al. 2020, arXiv:2002.09018. By default the
-momentum is preconditioned, not the gradient, with the length of Adam's step, as above. The
-published rule preconditions G and gathers momentum of the result, M ← β₁ M + u:
+A tensor with k axes has k factors, each of the product of G with itself over all axes but one, and
+the power of each is -1/(2k). Gupta et al. 2018, arXiv:1802.09568, algorithms 1 and 2. Moving
+averages, roots that are renewed only every k steps, blocks and the grafted length follow Anil et
+al. 2020, arXiv:2002.09018. By default the momentum is preconditioned, not the gradient, with the
+length of Adam's step, as above. The published rule preconditions G and gathers momentum of the
+result, M ← β₁ M + u:
 
     shampoo(rate, momentum="after", graft="sgd", factor_decay=0.999, initial=1e-6, ridge=0.0)
 
 and the first paper's is `factor_decay=1` (sums), `graft="none"`, `b1=0` and `momentum="after"`.
-Differs from both: tensors with more than two axes become a matrix whose columns are their last
-axis; a side that is too long has no factor, and the other one then takes the power -1/2; tensors
-with fewer than two axes follow the rule that gives the length; roots are new at the first step, not
-the k-th one; gradients whose squares would overflow are clipped.
+Differs from both: an axis that is too long has no factor and is not counted, so that those of the
+others get a larger power; tensors with fewer than two axes follow the rule that gives the length;
+small axes are not merged; roots are new at the first step, not the k-th one; gradients whose
+squares would overflow are clipped.
 """
 
 from typing import Literal, NamedTuple
@@ -35,14 +37,15 @@ Momentum = Literal["before", "after"]
 
 
 class ShampooState(NamedTuple):
-    """Moments like the parameters; for each leaf, a pair of factors and of their roots.
+    """Moments like the parameters; for each leaf, factors of its axes and their roots.
 
     Attributes:
         count: steps taken.
         mu: moving average of the gradients, or the momentum of the directions.
         nu: moving average, or sum, of squared gradients; None where no length needs it.
-        factors: for each leaf (L, R), None where there is no factor; with blocks, stacks of them.
-        roots: for each leaf (L^-p, R^-p) of the last step at which they were renewed.
+        factors: for each leaf one for each axis, (L, R) for a matrix; None where there is none, no
+            axes for those with fewer than two; with blocks, stacks of them.
+        roots: for each factor its power of the last step at which they were renewed.
         graft_mu: momentum of the rule that gives the length; None where no step takes it.
     """
 
@@ -88,8 +91,8 @@ def scale_by_shampoo(
         every: steps k between new roots. Static.
         start: the first step, from 1, that takes Shampoo's direction; those before take the other
             rule's. Static.
-        max_size: longest side that gets a factor. Static.
-        block_size: sides longer than this are cut, and all blocks of one size get their roots in
+        max_size: longest axis that gets a factor. Static.
+        block_size: axes longer than this are cut, and all blocks of one size get their roots in
             one loop; None cuts nothing. Static.
         graft: whose step gives the length: that of "adam", "sgd", "adagrad" or "rmsprop" (both
             moments as they are, without bias correction); "none" leaves d as it is. Static.
@@ -128,8 +131,8 @@ def scale_by_shampoo(
         nu = _squares(graft, grads, state.nu, b2)
         targets = _targets(graft, base, nu, b2, eps, count)
         factors = tuple(
-            _accumulate(pair, to_blocks(g, block_size), factor_decay) if g.ndim > 1 else pair
-            for pair, g in zip(state.factors, jax.tree.leaves(grads), strict=True)
+            _accumulate(sides, to_blocks(g, block_size), factor_decay) if sides else sides
+            for sides, g in zip(state.factors, jax.tree.leaves(grads), strict=True)
         )
         roots = jax.lax.cond(
             state.count % every == 0,
@@ -140,8 +143,8 @@ def scale_by_shampoo(
         directions = jax.tree.unflatten(
             structure,
             [
-                _direction(x, a, pair, block_size, graft)
-                for x, a, pair in zip(leaves, jax.tree.leaves(targets), roots, strict=True)
+                _direction(x, a, sides, block_size, graft)
+                for x, a, sides in zip(leaves, jax.tree.leaves(targets), roots, strict=True)
             ],
         )
         new, mu, graft_mu = directions, mu, state.graft_mu
@@ -246,24 +249,33 @@ def _check(every, start, max_size, block_size, momentum, nesterov, sharding) -> 
 def _sides(x, max_size, block_size, initial):
     """The first factors of a tensor."""
     if x.ndim < 2:
-        return (None, None)
-    *stack, rows, columns = to_blocks(x, block_size).shape
+        return ()
+    blocks = to_blocks(x, block_size)
+    stack = blocks.shape[: blocks.ndim - x.ndim]
     return tuple(
         None
         if size > max_size
         else jnp.broadcast_to(initial * jnp.eye(size), (*stack, size, size)).astype(x.dtype)
-        for size in (rows, columns)
+        for size in blocks.shape[len(stack) :]
     )
 
 
-def _accumulate(pair, g, decay):
-    left, right = pair
-    transposed, weight = jnp.swapaxes(g, -1, -2), jnp.where(jnp.equal(decay, 1), 1, 1 - decay)
-    if left is not None:
-        left = (decay * left + weight * g @ transposed).astype(g.dtype)
-    if right is not None:
-        right = (decay * right + weight * transposed @ g).astype(g.dtype)
-    return left, right
+def _accumulate(sides, g, decay):
+    weight = jnp.where(jnp.equal(decay, 1), 1, 1 - decay)
+
+    def one(axis, factor):
+        if factor is None:
+            return None
+        rows = _rows(g, axis, len(sides))
+        return (decay * factor + weight * jnp.swapaxes(rows, -1, -2) @ rows).astype(g.dtype)
+
+    return tuple(one(axis, factor) for axis, factor in enumerate(sides))
+
+
+def _rows(x, axis, num_axes):
+    """A tensor, or each of a stack, as a matrix whose columns are that axis."""
+    stack = x.ndim - num_axes
+    return jnp.moveaxis(x, stack + axis, -1).reshape(*x.shape[:stack], -1, x.shape[stack + axis])
 
 
 def _squares(graft, grads, nu, b2):
@@ -288,16 +300,16 @@ def _targets(graft, base, nu, b2, eps, count):
 
 def _all_roots(factors, grads, ridge, block_size, sharding):
     """Roots of all factors, in the places of the factors."""
-    powers = [0.5 / max(1, sum(x is not None for x in pair)) for pair in factors]
+    powers = [0.5 / max(1, sum(x is not None for x in sides)) for sides in factors]
     if block_size is None:
         return tuple(
-            tuple(None if x is None else inverse_root(x, power, ridge) for x in pair)
-            for pair, power in zip(factors, powers, strict=True)
+            tuple(None if x is None else inverse_root(x, power, ridge) for x in sides)
+            for sides, power in zip(factors, powers, strict=True)
         )
-    roots = [list(pair) for pair in factors]
+    roots = [list(sides) for sides in factors]
     groups, unused = {}, {}
-    for index, (pair, g) in enumerate(zip(factors, jax.tree.leaves(grads), strict=True)):
-        for side, factor in enumerate(pair):
+    for index, (sides, g) in enumerate(zip(factors, jax.tree.leaves(grads), strict=True)):
+        for side, factor in enumerate(sides):
             if factor is not None:
                 groups.setdefault((factor.shape[-1], powers[index]), []).append((index, side))
                 unused[index, side] = jnp.asarray(unused_entries(g.shape, block_size)[side])
@@ -314,14 +326,16 @@ def _all_roots(factors, grads, ridge, block_size, sharding):
     return tuple(map(tuple, roots))
 
 
-def _direction(x, target, pair, block_size, graft):
+def _direction(x, target, sides, block_size, graft):
     """The preconditioned x, as long as the target."""
-    left, right = pair
-    if left is None and right is None:
+    if all(side is None for side in sides):
         return target
     d = to_blocks(x, block_size)
-    d = d if left is None else left @ d
-    d = d if right is None else d @ right
+    for axis, side in enumerate(sides):
+        if side is not None:
+            rows, place = _rows(d, axis, x.ndim) @ side, axis + d.ndim - x.ndim
+            shape = (*d.shape[:place], *d.shape[place + 1 :], d.shape[place])
+            d = jnp.moveaxis(rows.reshape(shape), -1, place)
     if graft == "none":
         return from_blocks(d, x.shape, block_size)
     # |a| / |d| without the root of zero, whose derivative is infinite.

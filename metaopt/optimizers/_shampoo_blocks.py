@@ -1,30 +1,27 @@
-"""Tensors as matrices, or as stacks of equal blocks of them, for Kronecker factors.
+"""Tensors as stacks of equal blocks, for Kronecker factors.
 
-A tensor becomes a matrix whose columns are its last axis. Cut into blocks of at most `block_size`
-rows and columns, the last ones filled up with zeros, it is a stack with one axis more, on which
-matrix products act block by block. Anil et al. 2020, arXiv:2002.09018, §3.4 (blocking).
+Every axis is cut into pieces of at most `block_size` entries, the last one filled up with zeros.
+The blocks form a stack with one axis more than the tensor, its first. Anil et al. 2020,
+arXiv:2002.09018, §3.4 (blocking).
 """
-
-import math
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
-def to_blocks(
-    x: Float[Array, "..."], block_size: int | None
-) -> Float[Array, "rows columns"] | Float[Array, "blocks rows columns"]:
-    """The matrix of a tensor of two axes or more; with a `block_size`, its blocks, row by row."""
-    matrix = x.reshape(-1, x.shape[-1])
+def to_blocks(x: Float[Array, "..."], block_size: int | None) -> Float[Array, "..."]:
+    """The blocks of a tensor, in the order of its entries; without a size, the tensor itself."""
     if block_size is None:
-        return matrix
-    (rows, height), (columns, width) = _cuts(matrix.shape, block_size)
+        return x
+    cuts = _cuts(x.shape, block_size)
     filled = jnp.pad(
-        matrix, ((0, rows * height - len(matrix)), (0, columns * width - matrix.shape[1]))
+        x, [(0, count * size - length) for (count, size), length in zip(cuts, x.shape, strict=True)]
     )
-    grid = filled.reshape(rows, height, columns, width)
-    return jnp.swapaxes(grid, 1, 2).reshape(rows * columns, height, width)
+    grid = filled.reshape([number for cut in cuts for number in cut])
+    # Counts of blocks first, their sizes after them.
+    order = [*range(0, grid.ndim, 2), *range(1, grid.ndim, 2)]
+    return grid.transpose(order).reshape(-1, *(size for _, size in cuts))
 
 
 def from_blocks(
@@ -32,25 +29,26 @@ def from_blocks(
 ) -> Float[Array, "..."]:
     """The tensor of that shape."""
     if block_size is None:
-        return blocks.reshape(shape)
-    height, width = math.prod(shape[:-1]), shape[-1]
-    (rows, _), (columns, _) = _cuts((height, width), block_size)
-    grid = jnp.swapaxes(blocks.reshape(rows, columns, *blocks.shape[1:]), 1, 2)
-    filled = grid.reshape(rows * blocks.shape[1], columns * blocks.shape[2])
-    return filled[:height, :width].reshape(shape)
+        return blocks
+    cuts = _cuts(shape, block_size)
+    grid = blocks.reshape(*(count for count, _ in cuts), *(size for _, size in cuts))
+    order = np.arange(grid.ndim).reshape(2, -1).T.ravel()  # Each count beside its size.
+    filled = grid.transpose(order).reshape([count * size for count, size in cuts])
+    return filled[tuple(slice(length) for length in shape)]
 
 
 def unused_entries(
     shape: tuple[int, ...], block_size: int
-) -> tuple[Bool[np.ndarray, "blocks rows"], Bool[np.ndarray, "blocks columns"]]:
-    """Which rows and which columns of each block are filled up."""
-    sizes = (math.prod(shape[:-1]), shape[-1])
-    (rows, height), (columns, width) = _cuts(sizes, block_size)
-    of_rows = (np.arange(rows * height) >= sizes[0]).reshape(rows, height)
-    of_columns = (np.arange(columns * width) >= sizes[1]).reshape(columns, width)
-    return np.repeat(of_rows, columns, axis=0), np.tile(of_columns, (rows, 1))
+) -> tuple[Bool[np.ndarray, "blocks size"], ...]:
+    """For each axis, which entries along it are filled up in each block."""
+    cuts = _cuts(shape, block_size)
+    places = np.indices([count for count, _ in cuts]).reshape(len(cuts), -1)
+    return tuple(
+        (np.arange(count * size) >= length).reshape(count, size)[place]
+        for (count, size), length, place in zip(cuts, shape, places, strict=True)
+    )
 
 
 def _cuts(shape, block_size):
-    """For both sides the number and the size of blocks."""
-    return tuple((-(-size // block_size), min(size, block_size)) for size in shape)
+    """For each axis the number and the size of blocks."""
+    return [(-(-size // block_size), min(size, block_size)) for size in shape]

@@ -66,6 +66,7 @@ from metaopt.tasks._few_shot_mlp import few_shot_mlp
 from metaopt.tasks._gridworld import GridworldTask, gridworld
 from metaopt.tasks._least_squares import LeastSquaresTask, least_squares
 from metaopt.tasks._logistic import logistic
+from metaopt.tasks._missing_modalities import missing_modalities
 from metaopt.tasks._mlp import mlp
 from metaopt.tasks._mup_mlp import MuPMetrics, mup_mlp
 from metaopt.tasks._navigation import NavigationTask, navigation
@@ -156,6 +157,7 @@ __all__ = [
     "gridworld",
     "least_squares",
     "logistic",
+    "missing_modalities",
     "mlp",
     "mup_mlp",
     "navigation",

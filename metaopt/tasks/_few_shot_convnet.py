@@ -128,12 +128,17 @@ def running_statistics(
         def of_episode(key):
             key_task, key_batch = jax.random.split(key)
             batch = family.batch(queries, family.sample(key_task), key_batch)
-            return _embed(params, batch)[1]
+            return batch_statistics(params, batch)
 
         episodes = jax.vmap(of_episode)(jax.random.split(key, num_episodes))
         return {**params, "statistics": jax.tree.map(lambda x: x.mean(axis=0), episodes)}
 
     return measure
+
+
+def batch_statistics(params: Params, batch: Any) -> tuple:
+    """The mean and variance that normalise each block."""
+    return _embed(params, batch)[1]
 
 
 def _embed(params: Any, batch: Any) -> tuple[Float[Array, "n features"], tuple]:

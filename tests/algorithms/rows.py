@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt import algorithms, core, data, tasks
+from metaopt import algorithms, core, data, optimizers, tasks
 
 SHAPE = (3, 4, 2, 2, 1)
 
@@ -160,6 +160,22 @@ def modulated():
     return of(algorithms.meta_modulation(family, pixels_times, above, **settings), episodes())
 
 
+def statistics_by_step():
+    """Statistics before and after a step, as a function of the pool."""
+    shape = (2, 3, 2, 2, 1)
+    family = tasks.few_shot_convnet(shape, num_ways=2, num_shots=1, num_queries=2, channels=(2,))
+    settings = {"per_step": algorithms.batch_norm_leaves, "num_steps": 1}
+    theta = algorithms.maml_plus_plus(family, **settings).init(jax.random.key(0))
+    measure = algorithms.step_statistics(family, num_steps=1, num_episodes=2)
+
+    def statistics(inputs, key):
+        cast = lambda x: x.astype(inputs.dtype)  # noqa: E731
+        pool = tasks.episodes(data.ClassPool(inputs))
+        return measure(jax.tree.map(cast, theta), pool, key).params["statistics"]
+
+    return statistics, (jax.random.normal(jax.random.key(1), shape), jax.random.key(2))
+
+
 def transduced():
     """The loss of a query set, as a function of an embedding."""
     family, adapt = algorithms.transductive(
@@ -294,7 +310,7 @@ def disco():
         environment,
         agent,
         rule,
-        algorithms.disco_adam(0.01),
+        optimizers.disco_adam(0.01),
         tasks.value_function(6),
         optax.sgd(0.1),
         horizon=2,
@@ -302,12 +318,6 @@ def disco():
         max_value=2.0,
     )
     return system, rule.init(jax.random.key(0)), ()
-
-
-def update_of_disco_adam(grads, params):
-    """Its first update."""
-    opt = algorithms.disco_adam(0.1)
-    return opt.update(grads, opt.init(params), params)[0]
 
 
 ALGORITHM_ROWS = [
@@ -410,10 +420,6 @@ ALGORITHM_ROWS = [
     ("learned_policy_gradient lpg_agent lpg_rule", learned_rule),
     ("disco_rl disco_agent disco_rule", disco),
     (
-        "disco_adam",
-        lambda: (update_of_disco_adam, (jnp.array([0.5, 0.0]), jnp.array([1.0, -2.0]))),
-    ),
-    (
         "lambda_returns",
         lambda: (
             algorithms.lambda_returns,
@@ -450,6 +456,7 @@ ALGORITHM_ROWS = [
     ("boil", lambda: of(algorithms.boil(two_layers(), optax.sgd(0.1), **STEPS))),
     ("meta_sgd", lambda: of(algorithms.meta_sgd(parabolas(), **STEPS))),
     ("maml_plus_plus", lambda: of(algorithms.maml_plus_plus(parabolas(), **STEPS))),
+    ("step_statistics batch_norm_leaves", statistics_by_step),
     ("imaml", lambda: of(algorithms.imaml(parabolas(), optax.sgd(0.1), **STEPS))),
     (
         "meta_curvature",

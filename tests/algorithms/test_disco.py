@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt import algorithms, tasks, tree, unroll
+from metaopt import algorithms, optimizers, tasks, tree, unroll
 from metaopt.algorithms import DiscoAgent, DiscoOutputs, DiscoRule, DiscoTargets
 from metaopt.algorithms._disco_judge import critic_judge, player
 from tests.helpers import central_differences, ravel, relative_error
@@ -219,7 +219,7 @@ def test_the_derivative_of_an_update_by_the_rule_agrees_with_differences(x64):
 
 
 def test_mixed_mode_over_a_population_is_a_loop_over_agents(x64):
-    made, theta = small(algorithms.disco_adam(0.01))
+    made, theta = small(optimizers.disco_adam(0.01))
     keys = jax.random.split(jax.random.key(1), 2)
     run_keys = jax.random.key_data(jax.random.split(jax.random.key(2), 2))
     states = jax.vmap(lambda key: made.init(theta, (), key))(keys)
@@ -263,7 +263,7 @@ def mean_returns(rule: DiscoRule, num_steps: int):
         environment,
         agent,
         rule,
-        algorithms.disco_adam(0.01),
+        optimizers.disco_adam(0.01),
         tasks.value_function(25),
         optax.sgd(0.1),
         horizon=4,

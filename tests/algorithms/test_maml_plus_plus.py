@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.algorithms import MAMLPlusPlusState, MAMLPlusPlusTheta, maml, maml_plus_plus
+from metaopt import core
+from metaopt.algorithms import MAMLPlusPlusState, MAMLPlusPlusTheta, anil, maml, maml_plus_plus
 from metaopt.algorithms._maml_plus_plus import step_weights
 from tests.algorithms.small_network import DATA, small_network, small_params
 from tests.algorithms.test_maml import CENTRE, CURVATURE, RATE, SHIFTS, parabolas
@@ -124,7 +125,112 @@ def test_first_and_second_order_learners_share_theta_and_state():
         assert int(state.num_estimates) == count
 
 
+def shifted_parabolas() -> core.TaskFamily:
+    """`parabolas` with p = x + s, of which s has a value for every step."""
+
+    def loss(params, centre, shift, key):
+        return parabolas().loss({"p": params["x"] + params["s"]}, centre, shift, key)
+
+    def init(task_params, key):
+        return {"x": jnp.array([0.3, -0.7]), "s": jnp.array([0.1, 0.2])}
+
+    return parabolas()._replace(init=init, loss=loss)
+
+
+def mark_s(params):
+    return {name: name == "s" for name in params}
+
+
+def test_every_step_has_values_of_its_own_by_hand(x64):
+    """Those of a step are used in its gradient, and in the query loss where it ends."""
+    rates, shifts = np.array([0.2, 0.05]), np.array([[0.1, 0.2], [-0.4, 0.3], [0.5, -0.6]])
+    theta = MAMLPlusPlusTheta(
+        {"x": jnp.array([0.3, -0.7]), "s": jnp.asarray(shifts)},
+        {"x": jnp.log(rates), "s": optax.MaskedNode()},
+    )
+    settings: dict = {"per_step": mark_s, "num_tasks": 1}
+    for num_steps in (1, 2, 4):  # Fewer than were trained, as many, and more.
+        learner = maml_plus_plus(shifted_parabolas(), num_steps=num_steps, **settings)
+        adapt = jax.jit(learner.adapt)
+        params = adapt(theta, CENTRE, SHIFTS.inner, jax.random.key(0))
+        x = np.asarray(theta.params["x"])
+        for k in range(num_steps):
+            rate, shift = rates[min(k, 1)], shifts[min(k, 2)]
+            x = x - rate * CURVATURE * (x + shift - CENTRE - SHIFTS.inner)
+        np.testing.assert_allclose(params["x"], x, rtol=1e-12)
+        np.testing.assert_allclose(params["s"], shifts[min(num_steps, 2)], rtol=1e-12)
+
+
+def test_values_per_step_start_equal_and_have_no_rates():
+    learner = maml_plus_plus(shifted_parabolas(), per_step=mark_s, num_steps=2)
+    theta = learner.init(jax.random.key(0))
+    np.testing.assert_array_equal(theta.params["s"], np.tile(np.float32([0.1, 0.2]), (3, 1)))
+    assert theta.log_rates["x"].shape == (2,)
+    assert theta.log_rates["s"] == optax.MaskedNode()
+
+
+def test_values_per_step_agree_with_central_differences(x64):
+    family, mark = small_network(), lambda params: ({"w": False, "b": True}, False)
+    learner = maml_plus_plus(family, per_step=mark, num_steps=2, num_tasks=1, fading=4)
+    theta = jax.tree.map(lambda x: x + 0.1 * np.arange(x.size).reshape(x.shape), theta_per_step(2))
+
+    def estimate(theta):
+        state = MAMLPlusPlusState(jnp.array(1, jnp.int32))
+        return learner.estimator.estimate(theta, state, DATA, jax.random.key(2))[0]
+
+    estimate = jax.jit(estimate)
+    differences = central_differences(lambda theta: estimate(theta).loss, theta)
+    assert relative_error(ravel(estimate(theta).grad), differences) < 1e-6
+
+
+def test_to_first_order_values_per_step_have_their_part_in_the_query_losses(x64):
+    settings: dict = {"per_step": mark_s, "num_steps": 2, "num_tasks": 1, "fading": 4}
+    learner = maml_plus_plus(shifted_parabolas(), gradient="first_order", **settings)
+    theta = learner.init(jax.random.key(0))
+    state = MAMLPlusPlusState(jnp.array(1, jnp.int32))
+    estimate, _ = jax.jit(learner.estimator.estimate)(theta, state, SHIFTS, jax.random.key(2))
+    by_step = np.abs(estimate.grad.params["s"]).max(axis=1)
+    assert by_step[0] == 0  # No query set is judged before the first step.
+    assert np.all(by_step[1:] > 1e-3)
+
+
+def theta_per_step(num_steps) -> MAMLPlusPlusTheta:
+    """Equal biases of the body for all steps."""
+    theta = theta_of(RATE, num_steps)
+    (body, head), (rates, head_rates) = theta.params, theta.log_rates
+    biases = np.tile(body["b"], (num_steps + 1, 1))
+    return MAMLPlusPlusTheta(
+        ({"w": body["w"], "b": biases}, head),
+        ({"w": rates["w"], "b": optax.MaskedNode()}, head_rates),
+    )
+
+
+def test_equal_values_per_step_are_values_that_do_not_adapt(x64):
+    """Their meta-gradients then add up to that of ANIL with all else as its head."""
+    adapts = lambda params: ({"w": True, "b": False}, True)  # noqa: E731
+    marks = lambda params: ({"w": False, "b": True}, False)  # noqa: E731
+    family, settings = small_network(), {"num_steps": 3, "num_tasks": 1}
+    learner = maml_plus_plus(family, per_step=marks, fading=2, **settings)
+    plain = anil(family, optax.sgd(RATE), head=adapts, **settings)
+
+    @jax.jit
+    def both():
+        state = MAMLPlusPlusState(jnp.array(2, jnp.int32))
+        key = jax.random.key(1)
+        first, _ = learner.estimator.estimate(theta_per_step(3), state, DATA, key)
+        key = jax.random.clone(key)
+        return first, plain.estimator.estimate(small_params(), (), DATA, key)[0]
+
+    first, second = both()
+    (body, head), (plain_body, plain_head) = first.grad.params, second.grad
+    np.testing.assert_allclose(first.loss, second.loss, rtol=1e-12)
+    np.testing.assert_allclose(np.sum(body["b"], axis=0), plain_body["b"], rtol=1e-10)
+    assert relative_error((body["w"], head), (plain_body["w"], plain_head)) < 1e-10
+
+
 def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="per_step= leaves nothing that adapts"):
+        maml_plus_plus(parabolas(), per_step=lambda params: True).init(jax.random.key(0))
     with pytest.raises(ValueError, match="maml_plus_plus: learning_rate must be positive"):
         maml_plus_plus(parabolas(), learning_rate=-1.0)
     with pytest.raises(ValueError, match="maml_plus_plus: fading must be positive"):

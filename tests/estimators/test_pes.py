@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from metaopt import unroll
-from metaopt.estimators import es, pes
+from metaopt.core import StepInfo, System
+from metaopt.estimators import es, pes, truncated_es
 from metaopt.estimators._pes import carried_noise, window_weights
 from metaopt.estimators._shared import perturbation
 from tests.estimators import toys
@@ -98,6 +99,68 @@ def test_effects_beyond_the_window_are_seen():
     expected = 4 * toys.linear_gradient(12)
     assert standard_errors(grads, expected) < 4.5
     assert standard_errors(grads, 1.1 * expected) > 4.5
+
+
+CURVATURES = np.geomspace(1, 0.01, 20)
+
+
+def descent_on_a_noisy_quadratic() -> System:
+    """Gradient descent with noise of variance h from 3; theta is the logarithm of its rate."""
+    curvatures = jnp.asarray(CURVATURES, jnp.float32)
+
+    def init(theta, data, key, *, num_steps=None):
+        return jnp.full(20, 3.0)
+
+    def step(theta, state, data, key):
+        noise = jnp.sqrt(curvatures) * jax.random.normal(key, (20,))
+        state = state - jnp.exp(theta) * (curvatures * state + noise)
+        return state, StepInfo(0.5 * jnp.sum(curvatures * state**2), jnp.array(False))
+
+    return System(init, step)
+
+
+def smoothed_slope(theta, sigma, horizon) -> float:
+    """Of the expected mean loss, by the recursion of the second moments and quadrature."""
+    points, weights = np.polynomial.hermite_e.hermegauss(31)
+
+    def mean_loss(log_rate):
+        moments, losses = np.full(20, 9.0), []
+        for _ in range(horizon):
+            rate = np.exp(log_rate)
+            moments = (1 - rate * CURVATURES) ** 2 * moments + rate**2 * CURVATURES
+            losses.append(0.5 * CURVATURES @ moments)
+        return np.mean(losses)
+
+    values = np.array([mean_loss(theta + sigma * x) for x in points])
+    return float(np.sum(weights * values * points) / np.sum(weights) / sigma)
+
+
+@pytest.mark.slow
+def test_windows_of_ten_see_the_learning_rate_of_a_hundred_steps_and_truncated_es_does_not():
+    """4,096 particles each; the system of Wu et al. 2018, arXiv:1803.02021."""
+    theta, sigma = np.log(0.5), 0.1
+    expected = smoothed_slope(theta, sigma, horizon=100)
+
+    def slopes(make):
+        estimator = make(
+            descent_on_a_noisy_quadratic(),
+            sigma=sigma,
+            truncation=10,
+            horizon=100,
+            num_tasks=1,
+            stagger=False,
+        )
+        grads = toys.summed_windows(
+            estimator,
+            jnp.asarray(theta, jnp.float32),
+            jax.random.key(0),
+            num_windows=10,
+            num_samples=4096,
+        )
+        return grads / 10
+
+    assert standard_errors(slopes(pes), expected) < 3
+    assert standard_errors(slopes(truncated_es), expected) > 3
 
 
 def test_one_window_per_trajectory_is_es():

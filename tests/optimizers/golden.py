@@ -14,12 +14,17 @@ STEPS = 50
 SHAPES = {"w": (4, 3), "b": (3,)}
 
 
-def start():
+def start(shapes=SHAPES):
     """Parameters before the first step, in the precision in force."""
     return {
         name: jnp.cos(1.0 + jnp.arange(np.prod(shape), dtype=float).reshape(shape))
-        for name, shape in SHAPES.items()
+        for name, shape in shapes.items()
     }
+
+
+def start_of(name: str):
+    """Those of a published trajectory, which may have other arrays."""
+    return start({array: np.shape(kept) for array, kept in RULES[name]["params"]["1"].items()})
 
 
 def gradients(params, step):
@@ -50,10 +55,13 @@ def trajectory(opt, *, extra=lambda params, step: {}, params=None):
 
 
 def difference(name: str, params) -> float:
-    """Largest difference to the published parameters over all steps kept; `params` as above."""
+    """Largest difference to the published parameters over all steps kept.
+
+    `params` as above; arrays that they lack are not compared.
+    """
     worst = 0.0
     for step, kept in RULES[name]["params"].items():
-        for array, expected in kept.items():
-            ours = np.asarray(params[array][int(step) - 1], np.float64)
-            worst = max(worst, float(np.abs(ours - np.asarray(expected)).max()))
+        for array, path in params.items():
+            ours = np.asarray(path[int(step) - 1], np.float64)
+            worst = max(worst, float(np.abs(ours - np.asarray(kept[array])).max()))
     return worst

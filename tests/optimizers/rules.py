@@ -5,6 +5,7 @@ conformance tests. Public names that are no rules have rows in `HELPERS`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -92,6 +93,36 @@ def masked_weights():
     return masked, (weights, weights + 1)
 
 
+def faded_weights():
+    """Weights that are pruned by and by, at a step between the first and the last one."""
+
+    def faded(w, count):
+        schedules = [
+            optimizers.mdgf_linear(rate=0.1, n=1, m=2),
+            optimizers.mdgf_exp(rate=0.1, n=1, m=2, end=10),
+            optimizers.sdgf(10, n=1, m=2),
+        ]
+        return [optimizers.ste_sparse(w, factors(w, count)) for factors in schedules]
+
+    return faded, (jnp.outer(jnp.array([0.3, -0.7]), vector()), jnp.array(5))
+
+
+def largest_weights():
+    """Booleans, so nothing to differentiate."""
+    return optimizers.topk_per_neuron_mask, (jnp.outer(vector(), vector() + 1), jnp.array(0.5))
+
+
+def frozen_moment():
+    """A step of STEP, and whether masks are on after it."""
+
+    def step(grads):
+        tx = optimizers.step_adam(0.1, max_steps=1, window=2)
+        updates, state = tx.update(grads, tx.init(grads), grads)
+        return updates, optimizers.is_sparse(state)
+
+    return step, (vector(),)
+
+
 def thresholded_weights():
     """Weights of which some are below their threshold."""
 
@@ -114,6 +145,20 @@ def sum_of_networks():
         params, 10 * (1 - scales), scales, scales, jnp.array([-1.0, 2.0])
     )
     return optimizers.multistage_predict, (fit, vector())
+
+
+def assembled():
+    """Two networks of two units as one."""
+    weights = jnp.outer(vector(), vector() + 1)
+    params = [
+        {"w": jnp.stack([weights[:, :2], weights[:, 1:]]), "b": weights[:2, :2]},
+        {"w": jnp.stack([weights[:2], weights[1:]]), "b": weights[:2]},
+    ]
+
+    def one_network(params, steps):
+        return optimizers.assemble_units(optimizers.BoostedUnits(params, steps))
+
+    return one_network, (params, vector()[:2])
 
 
 def teleported():
@@ -163,9 +208,17 @@ def average_of_two_steps():
 
 
 def extrapolated():
-    """A gradient predicted from four."""
+    """A gradient predicted from four, and all of them."""
     predict = optimizers.minimal_polynomial_extrapolation(ridge=1e-2)
-    return predict, (jnp.outer(vector() + 1, vector()) ** 2, jnp.array(3))
+
+    def both(gradients):
+        differences = jnp.diff(gradients, axis=0)
+        # The second gradient is one behind the first: its difference is in place 2.
+        ring = jnp.roll(differences, 2, axis=0)
+        history = optimizers.GradientHistory(jnp.array(4), gradients[-1], ring, ring @ ring.T)
+        return predict(history), optimizers.stacked_gradients(history)
+
+    return both, (jnp.outer(jnp.array([0.3, 1.7, 0.5, 2.0]), vector()) ** 2,)
 
 
 def loss_on_the_batch(loss, params):
@@ -177,6 +230,7 @@ RULES = [
     Rule("sania", lambda lr: optimizers.sania("adam_sqr", f_star=-lr), loss_on_the_batch),
     Rule("sania", lambda lr: optimizers.sania("adagrad", f_star=-lr), loss_on_the_batch),
     Rule("smb", lambda lr: optimizers.smb(5 * lr, period=2), loss_on_the_batch),
+    Rule("smbi", lambda lr: optimizers.smbi(5 * lr), loss_on_the_batch),
     Rule(
         "lr_estimate",
         lambda lr: optax.chain(optax.sgd(lr), optimizers.lr_estimate(lr)),
@@ -260,6 +314,17 @@ RULES = [
         ),
     ),
     Rule("diffgrad scale_by_diffgrad", lambda lr: optimizers.diffgrad(lr, weight_decay=0.1)),
+    Rule("disco_adam", lambda lr: optimizers.disco_adam(lr, eps=1e-3)),
+    Rule(
+        "step_adam scale_by_step_adam",
+        lambda lr: optimizers.step_adam(lr, max_steps=2, window=2, eps=1e-2),
+    ),
+    Rule(
+        "masked_entries",
+        lambda lr: optimizers.masked_entries(
+            optax.sgd(lr), partial(optimizers.topk_per_neuron_mask, fraction=0.5)
+        ),
+    ),
 ]
 
 # Names that optax has as well.
@@ -276,12 +341,16 @@ HELPERS: list[tuple[str, Callable[[], Any]]] = [
     ("ademamix_b3_schedule", decay_of_a_step),
     ("averaged_params", average_of_two_steps),
     ("lanczos_extremes", extreme_eigenpairs),
-    ("minimal_polynomial_extrapolation", extrapolated),
+    ("minimal_polynomial_extrapolation stacked_gradients", extrapolated),
     *SOLVER_ROWS,
     ("sam_gradient", nearby_gradient),
     ("teleport", teleported),
     ("nm_mask ste_sparse", masked_weights),
     ("soft_threshold annealed_alpha", thresholded_weights),
+    ("mdgf_linear mdgf_exp sdgf", faded_weights),
+    ("topk_per_neuron_mask", largest_weights),
+    ("assemble_units BoostedUnits", assembled),
+    ("is_sparse", frozen_moment),
     ("multistage_predict MultistageFit", sum_of_networks),
 ]
 

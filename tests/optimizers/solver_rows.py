@@ -105,6 +105,10 @@ SOLVER_ROWS = [
         lambda: steps(optimizers.mirror_descent(optimizers.entropy_map(), 0.5)),
     ),
     (
+        "dual_averaging",
+        lambda: steps(optimizers.dual_averaging(optimizers.entropy_map(), 0.5)),
+    ),
+    (
         "mirror_prox euclidean_map",
         lambda: steps(
             optimizers.mirror_prox(optimizers.euclidean_map(), 0.3, average=False), jax.grad(loss)

@@ -3,7 +3,7 @@
 A lens is a pair get: A → B, put: A × dB → dA; (f; g).put(a, dc) = f.put(a, g.put(f.get(a), dc)). A
 layer's A is a pair of parameters and inputs. An update rule is a lens, too: its get shows the model
 parameters, its put takes their gradient to new state and parameters (Cruttwell et al. 2022,
-arXiv:2103.01931).
+arXiv:2103.01931). So is a step of an inner loop, whose parameter is theta.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ import numpy as np
 import optax
 import pytest
 
+from metaopt.core import StepInfo, System
+from metaopt.estimators import backprop
 from metaopt.optimizers import complex_momentum, gradient_penalty, scale_by_complex_momentum, sr_ste
 
 
@@ -79,14 +81,30 @@ def momentum(decay):
     return Lens(lambda a: a[1], put)
 
 
-@pytest.mark.parametrize("decay", [None, 0.9])
-def test_a_learner_made_of_lenses_takes_the_steps_of_optax(x64, decay):
+def look_ahead(decay):
+    """State: the last step. The model sees where one more of them would lead (Nesterov)."""
+
+    def put(a, dp):
+        state = jax.tree.map(lambda s, d: decay * s + d, a[0], dp)
+        return state, jax.tree.map(np.add, a[1], state)
+
+    return Lens(lambda a: jax.tree.map(lambda s, p: p + decay * s, *a), put)
+
+
+RULES = {
+    "descent": (descent(), {}),
+    "momentum": (momentum(0.9), {"momentum": 0.9}),
+    "look-ahead": (look_ahead(0.9), {"momentum": 0.9, "nesterov": True}),
+}
+
+
+@pytest.mark.parametrize(("rule", "settings"), RULES.values(), ids=RULES)
+def test_a_learner_made_of_lenses_takes_the_steps_of_optax(x64, rule, settings):
     rng = np.random.default_rng(0)
     rate, steps = 0.3, 20
     inputs, targets = rng.normal(size=(steps, 3)), rng.normal(size=(steps, 2))
     start = ((rng.normal(size=(2, 3)), rng.normal(size=2)), ())
     model = beside(beside(LINEAR, BIAS), SIGMOID)
-    rule = descent() if decay is None else momentum(decay)
 
     state, params = jax.tree.map(np.zeros_like, start), start
     for x, y in zip(inputs, targets, strict=True):
@@ -94,7 +112,7 @@ def test_a_learner_made_of_lenses_takes_the_steps_of_optax(x64, decay):
         dy = half_square(y).put(model.get(a), -rate)
         state, params = rule.put((state, params), model.put(a, dy)[0])
 
-    opt = optax.sgd(rate, momentum=decay)
+    opt = optax.sgd(rate, **settings)
 
     @jax.jit
     def train(start):
@@ -110,7 +128,45 @@ def test_a_learner_made_of_lenses_takes_the_steps_of_optax(x64, decay):
         return jax.lax.scan(step, (start, opt.init(start)), (inputs, targets))[0][0]
 
     expected = train(jax.tree.map(jnp.asarray, start))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), params, expected)
+    seen = rule.get((state, params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), seen, expected)
+
+
+@pytest.mark.compiles
+def test_a_meta_gradient_is_the_composite_of_the_puts_of_inner_steps(x64):
+    """θ is the learning rate of gradient descent on a quadratic, shared by all steps."""
+    slopes, target, start, num_steps = np.array([1.0, 3.0]), np.array([0.5, -1.0]), np.ones(2), 4
+    step = Lens(
+        lambda a: a[1] - a[0] * slopes * (a[1] - target),
+        lambda a, dw: (-np.sum(slopes * (a[1] - target) * dw), (1 - a[0] * slopes) * dw),
+    )
+    unrolled = step
+    for _ in range(num_steps - 1):
+        unrolled = beside(unrolled, step)
+
+    def shared(theta):
+        """The same parameter for every step of the composite, as a tree of pairs."""
+        tree = theta
+        for _ in range(num_steps - 1):
+            tree = (tree, theta)
+        return tree
+
+    theta = 0.2
+    end = unrolled.get((shared(theta), start))
+    by_copies, _ = unrolled.put((shared(theta), start), 2 * end)
+    # A parameter used several times has the sum of the cotangents of its copies.
+    expected = sum(jax.tree.leaves(by_copies))
+
+    def inner_step(theta, w, data, key):
+        w = w - theta * slopes * (w - target)
+        return w, StepInfo(jnp.sum(w**2), jnp.array(False))
+
+    system = System(lambda theta, data, key, *, num_steps=None: jnp.asarray(start), inner_step)
+    estimator = backprop(system, horizon=num_steps, num_tasks=1, objective="last")
+    theta, key = jnp.array(theta), jax.random.key(0)
+    estimate, _ = estimator.estimate(theta, estimator.init(theta, (), key), (), jax.random.key(1))
+    np.testing.assert_allclose(estimate.grad, expected, rtol=1e-12)
+    np.testing.assert_allclose(estimate.loss, np.sum(end**2), rtol=1e-12)
 
 
 def test_composition_of_lenses_is_associative():

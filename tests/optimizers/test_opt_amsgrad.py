@@ -4,7 +4,12 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.optimizers import minimal_polynomial_extrapolation, opt_amsgrad
+from metaopt.optimizers import (
+    minimal_polynomial_extrapolation,
+    opt_amsgrad,
+    scale_by_opt_amsgrad,
+    stacked_gradients,
+)
 from tests.optimizers import golden
 from tests.optimizers.digit_problems import TRAIN, digits, mlp_loss
 
@@ -18,6 +23,18 @@ def extrapolated(gradients, ridge):
     matrix = products / np.trace(products) + ridge * np.eye(len(products))
     z = np.linalg.solve(matrix, np.ones(len(products)))
     return z / z.sum() @ gradients[:-1]
+
+
+def states(predict, gradients, num_gradients=6):
+    """Those after each tree of gradients, steps first."""
+    opt = scale_by_opt_amsgrad(predict=predict, num_gradients=num_gradients)
+
+    def step(state, grads):
+        state = opt.update(grads, state)[1]
+        return state, state
+
+    start = opt.init(jax.tree.map(lambda g: g[0], gradients))
+    return jax.jit(lambda s, g: jax.lax.scan(step, s, g)[1])(start, gradients)
 
 
 def by_hand(ridge, b1=0.9, b2=0.99, eps=1e-8, rate=0.05):
@@ -52,31 +69,60 @@ def test_repeats_a_transcription_that_keeps_both_sequences(x64):
 def test_the_limit_of_a_linear_sequence_is_predicted(x64):
     rng = np.random.default_rng(0)
     limit, modes = rng.normal(size=8), rng.normal(size=(3, 8))
-    powers = np.array([0.9, -0.5, 0.3]) ** np.arange(6)[:, None]
+    powers = np.array([0.9, -0.5, 0.3]) ** np.arange(9)[:, None]
     gradients = jnp.asarray(limit + powers @ modes)
-    predict = jax.jit(minimal_polynomial_extrapolation(ridge=0.0))
-    tree = {"a": gradients[:, :3], "b": gradients[:, 3:].reshape(6, 5, 1)}
-    predicted = predict(tree, jnp.array(6))
-    found = np.concatenate([predicted["a"], predicted["b"].ravel()])
-    np.testing.assert_allclose(found, limit, atol=1e-6)
-    # Five gradients have too few differences: one mode remains.
-    fewer = predict(jax.tree.map(lambda g: g.at[:3].set(0), tree), jnp.array(3))
-    assert np.abs(fewer["a"] - limit[:3]).max() > 1e-2
+    tree = {"a": gradients[:, :3], "b": gradients[:, 3:].reshape(9, 5, 1)}
+    predicted = states(minimal_polynomial_extrapolation(ridge=0.0), tree).predicted
+    found = np.concatenate([predicted["a"], predicted["b"][..., 0]], axis=1)
+    np.testing.assert_allclose(found[-1], limit, atol=1e-6)
+    # Three gradients have too few differences: one mode remains.
+    assert np.abs(found[2] - limit).max() > 1e-2
 
 
 def test_few_or_equal_gradients_predict_the_last_one():
-    predict = jax.jit(minimal_polynomial_extrapolation())
-    gradients = jnp.array([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0], [3.0, 5.0]])
-    np.testing.assert_array_equal(predict(gradients, jnp.array(2)), gradients[-1])
-    equal = jnp.ones((4, 2))
-    np.testing.assert_allclose(predict(equal, jnp.array(4)), 1.0, rtol=1e-6)
-    np.testing.assert_array_equal(predict(0 * equal, jnp.array(4)), 0.0)
+    gradients = jnp.array([[1.0, 2.0, 0.0], [3.0, 5.0, 0.0], [2.0, 1.0, 0.0], [0.5, 4.0, 0.0]])
+    both = jnp.stack([gradients, jnp.ones_like(gradients), 0 * gradients], axis=1)
+    predict = minimal_polynomial_extrapolation()
+    few, ones, zeros = jax.vmap(lambda g: states(predict, g).predicted, 1)(both)
+    np.testing.assert_array_equal(few[:2], gradients[:2])
+    assert np.abs(few[2:] - gradients[2:]).max() > 0.1
+    np.testing.assert_array_equal(ones, 1.0)
+    np.testing.assert_array_equal(zeros, 0.0)
+
+
+@pytest.mark.compiles
+def test_differences_whose_squares_are_no_floats_predict_the_last_one():
+    sequence = jnp.array([[0.0, 1.0], [1.0, 0.5], [0.3, 0.2], [0.1, 0.7]])
+    huge = 1e16 * jnp.tile(sequence, (1, 400_000)) * jnp.array([-1.0, 1.0, -1.0, 1.0])[:, None]
+    for gradients in (1e-25 * sequence, 3 * huge):
+        found = states(minimal_polynomial_extrapolation(), gradients).predicted
+        np.testing.assert_allclose(found, jnp.clip(gradients, -2e16, 2e16), rtol=0.1)
+
+
+@pytest.mark.compiles
+def test_products_and_stacks_are_those_of_the_last_gradients(x64):
+    rng = np.random.default_rng(0)
+    shapes = {**golden.SHAPES, "scalar": ()}
+    gradients = {name: rng.normal(size=(11, *shape)) for name, shape in shapes.items()}
+    flat = np.concatenate([g.reshape(11, -1) for g in gradients.values()], axis=1)
+    histories = states(lambda history: history.newest, gradients, num_gradients=4).history
+    stacks = jax.vmap(stacked_gradients)(histories)
+    for count in (1, 3, 4, 6, 11):
+        kept = min(count, 4)
+        for name, stack in stacks.items():
+            expected = gradients[name][count - kept : count]
+            np.testing.assert_allclose(stack[count - 1, 4 - kept :], expected, rtol=1e-10)
+            np.testing.assert_array_equal(stack[count - 1, : 4 - kept], 0)
+        differences = np.zeros((3, flat.shape[1]))
+        for t in range(max(1, count - 3), count):
+            differences[(t + 1) % 3] = flat[t] - flat[t - 1]
+        products = histories.products[count - 1]
+        np.testing.assert_allclose(products, differences @ differences.T, rtol=1e-12)
 
 
 def test_a_perfect_guess_leaves_no_surprise_to_divide_by(x64):
-    def known(gradients, count):
-        del gradients
-        return jnp.sin(1.0 + count)
+    def known(history):
+        return jnp.sin(1.0 + history.count)
 
     opt = opt_amsgrad(0.1, predict=known)
     state, update = opt.init(jnp.zeros(())), jax.jit(opt.update)

@@ -16,7 +16,7 @@ STEPS = 20
 # Several seconds of compilation each.
 SLOW_TO_COMPILE = {
     "accelerated_gam", "adamp", "diffgrad", "egn", "fosi", "gam", "oasis", "opt_amsgrad", "sania",
-    "shampoo", "smb", "teleport_every",
+    "shampoo", "smb", "smbi", "step_adam", "teleport_every",
 }  # fmt: skip
 
 

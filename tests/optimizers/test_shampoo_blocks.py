@@ -5,7 +5,7 @@ import pytest
 from metaopt.optimizers._shampoo_blocks import from_blocks, to_blocks, unused_entries
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (5, 4), (2, 3, 7), (1, 1)])
+@pytest.mark.parametrize("shape", [(4, 6), (5, 4), (2, 3, 7), (1, 1), (3, 4, 1, 5)])
 @pytest.mark.parametrize("block_size", [None, 3, 100])
 def test_a_tensor_comes_back_from_its_blocks(shape, block_size):
     x = jnp.arange(np.prod(shape), dtype=float).reshape(shape)
@@ -21,3 +21,15 @@ def test_blocks_are_cut_row_by_row_and_filled_with_zeros():
     np.testing.assert_array_equal(blocks[5], [[x[4, 2], 0], [0, 0]])
     rows, columns = unused_entries((5, 3), 2)
     np.testing.assert_array_equal(np.where(rows[..., None] | columns[:, None], 0, 1), blocks != 0)
+
+
+def test_blocks_of_a_tensor_are_cut_along_every_axis():
+    x = np.arange(1.0, 61.0).reshape(3, 5, 4)
+    blocks = np.asarray(to_blocks(jnp.asarray(x), 2))
+    assert blocks.shape == (2 * 3 * 2, 2, 2, 2)
+    np.testing.assert_array_equal(blocks[0], x[:2, :2, :2])
+    np.testing.assert_array_equal(blocks[3], x[:2, 2:4, 2:])
+    np.testing.assert_array_equal(blocks[11][:1, :1], x[2:, 4:, 2:])
+    first, second, third = unused_entries((3, 5, 4), 2)
+    unused = first[:, :, None, None] | second[:, None, :, None] | third[:, None, None]
+    np.testing.assert_array_equal(~unused, blocks != 0)

@@ -99,6 +99,12 @@ def small_few_shot_mlp():
     return tasks.few_shot_mlp(shape, num_ways=2, num_queries=2, hidden=(3,), activation="tanh")
 
 
+def partly_seen():
+    """Images of which the upper or the lower half may be missing."""
+    masks = np.repeat(np.eye(2), 2, axis=1).reshape(2, 4, 1, 1)
+    return tasks.missing_modalities(small_few_shot_mlp(), masks)
+
+
 def support_of(family, pools):
     """A family with the data of its support sets."""
     return family, pools.inner
@@ -172,6 +178,7 @@ TASK_ROWS = [
     ("mlp", lambda: (small_mlp(), images())),
     ("mup_mlp", lambda: (tasks.mup_mlp(SHAPE, CLASSES, hidden=(5, 3), batch_size=4), images())),
     ("normalised_gradient", lambda: (tasks.normalised_gradient(small_mlp()), images())),
+    ("missing_modalities", lambda: support_of(partly_seen(), few_images())),
     ("quadratic", lambda: (tasks.quadratic(dim=3), ())),
     (
         "random_directions",

@@ -111,14 +111,18 @@ def test_a_save_that_fails_in_the_background_is_told_before_the_next_one(tmp_pat
     while checkpoints.latest_step() is None:
         time.sleep(0.01)
     large = {"weights": jax.random.normal(jax.random.key(0), (10_000,))}
+
+    def failure():
+        for _ in range(3000):
+            checkpoints.check()
+            time.sleep(0.01)
+
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, unlimited[1]))  # As a disk that is full.
     try:
         checkpoints.save(2, large, score=1.0)
-        with pytest.raises(train.RunError, match="saving step 2 .*File too large.* step 1 is intact"):
-            for _ in range(3000):
-                checkpoints.check()
-                time.sleep(0.01)
+        with pytest.raises(train.RunError, match="step 2 .*File too large.* step 1 is intact"):
+            failure()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     checkpoints.check()

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.algorithms import disco_adam
+from metaopt.optimizers import disco_adam
 
 RATE, B1, B2, EPS = 0.3, 0.8, 0.95, 1e-6
 

@@ -1,0 +1,159 @@
+"""First-order gradients of every algorithm that offers them: reached or refused, never zero."""
+
+import inspect
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metaopt import algorithms, core, tasks
+from metaopt.unroll import Gradient
+
+INNER = optax.sgd(0.1)
+SETTINGS: dict = {"num_tasks": 1, "gradient": "first_order"}
+
+
+class Inner(NamedTuple):
+    """A support set, which its family knows by its type."""
+
+    inputs: jax.Array
+    labels: jax.Array
+
+
+class Outer(NamedTuple):
+    """A query set."""
+
+    inputs: jax.Array
+    labels: jax.Array
+
+
+ROWS = (jnp.array([[0.3], [-0.8], [1.1]]), jnp.array([[1.0], [0.4], [-0.5]]))
+DATA = core.Split(Inner(*ROWS), Outer(ROWS[0] + 0.2, ROWS[1] - 0.1))
+STREAM = core.Split(Inner(*(x[:, None] for x in ROWS)), DATA.outer)
+
+
+def apply(params, inputs):
+    return inputs @ params["w"]
+
+
+def weighted(*, query: bool) -> core.TaskFamily:
+    """Linear regression with a weight of the loss, of the support set alone or of both."""
+
+    def loss(params, task_params, batch, key):
+        factor = jnp.exp(params["weight"]) if query or isinstance(batch, Inner) else 1.0
+        return factor * jnp.mean((apply(params, batch.inputs) - batch.labels) ** 2), ()
+
+    return core.TaskFamily(
+        sample=lambda key: (),
+        init=lambda task_params, key: {"w": jnp.array([[0.7]]), "weight": jnp.array(0.3)},
+        batch=lambda data, task_params, key: data,
+        loss=loss,
+    )
+
+
+def warped(family: core.TaskFamily) -> core.TaskFamily:
+    """The weight as a warp."""
+
+    def init(task_params, key):
+        params = family.init(task_params, key)
+        return algorithms.Warped({"w": params["w"]}, {"weight": params["weight"]})
+
+    def loss(params, task_params, batch, key):
+        return family.loss({**params.params, **params.warp}, task_params, batch, key)
+
+    return family._replace(init=init, loss=loss)
+
+
+def bounds(params, inputs, *, eps):
+    layers = [{"w": params["w"], "b": jnp.zeros(1)}]
+    return algorithms.interval_bounds(layers, inputs, eps=eps, activation=jnp.tanh)
+
+
+def is_w(params):
+    return {name: name == "w" for name in params}
+
+
+def is_weight(params):
+    return {name: name == "weight" for name in params}
+
+
+LEARNERS = {
+    "maml": lambda family: algorithms.maml(family, INNER, num_steps=2, **SETTINGS),
+    "meta_sgd": lambda family: algorithms.meta_sgd(family, num_steps=2, **SETTINGS),
+    "maml_plus_plus": lambda family: algorithms.maml_plus_plus(family, num_steps=2, **SETTINGS),
+    "anil": lambda family: algorithms.anil(family, INNER, head=is_w, num_steps=2, **SETTINGS),
+    "boil": lambda family: algorithms.boil(family, INNER, head=is_weight, num_steps=2, **SETTINGS),
+    "meta_curvature": lambda family: algorithms.meta_curvature(
+        family, INNER, num_steps=2, **SETTINGS
+    ),
+    "t_net": lambda family: algorithms.t_net(family, INNER, num_steps=2, **SETTINGS),
+    "warp_grad": lambda family: algorithms.warp_grad(
+        warped(family), INNER, num_steps=2, **SETTINGS
+    ),
+    "npbml": lambda family: algorithms.npbml(
+        family, apply, INNER, parts=("preconditioner",), num_steps=2, **SETTINGS
+    ),
+    "interval_maml": lambda family: algorithms.interval_maml(
+        family, INNER, bounds, num_steps=2, **SETTINGS
+    ),
+    "interference": lambda family: algorithms.interference(family, INNER, head=is_w, **SETTINGS),
+}
+ALWAYS_REFUSED = {"learned_loss", "loss_weights"}
+"""Their loss acts through the inner gradient alone; tests of their own."""
+WITHOUT_ESTIMATOR = {"adapt", "through_stream"}
+"""Inner loops: what they leave out is the caller's affair."""
+
+
+def estimate(name, family):
+    """`(theta) -> estimate`, and theta."""
+    learner = LEARNERS[name](family)
+    data = STREAM if name == "interference" else DATA
+    theta = learner.init(jax.random.key(0))
+
+    def run(theta):
+        state = learner.estimator.init(theta, data, jax.random.key(1))
+        return learner.estimator.estimate(theta, state, data, jax.random.key(2))[0]
+
+    return run, theta
+
+
+def test_every_algorithm_with_the_option_is_here_by_hand():
+    offered = {
+        name
+        for name in algorithms.__all__
+        if inspect.isfunction(function := getattr(algorithms, name))
+        and "gradient" in inspect.signature(function).parameters
+    }
+    assert "first_order" in get_args(Gradient)
+    assert offered == {*LEARNERS, *ALWAYS_REFUSED, *WITHOUT_ESTIMATOR, "maml_rl"}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_leaf_that_acts_through_inner_gradients_alone_is_named(name):
+    run, theta = estimate(name, weighted(query=False))
+    with pytest.raises(ValueError, match="first_order.*weight.*without any gradient"):
+        jax.eval_shape(run, theta)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_leaf_that_is_not_refused_has_a_gradient(name):
+    run, theta = estimate(name, weighted(query=True))
+    grad = jax.jit(run)(theta).grad
+    for path, leaf in jax.tree.leaves_with_path(grad):
+        assert np.any(np.asarray(leaf) != 0), jax.tree_util.keystr(path)
+
+
+def test_a_leaf_of_a_policy_that_nothing_reaches_is_named():
+    policy = tasks.policy_of_logits(
+        lambda key: {"w": jnp.zeros((1, 2)), "idle": jnp.zeros(2)},
+        lambda params, observation: observation @ params["w"],
+    )
+    learner = algorithms.maml_rl(
+        tasks.bandit(num_arms=2), policy, INNER, horizon=1, num_episodes=2, **SETTINGS
+    )
+    theta = learner.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"maml_rl: gradient='first_order' leaves theta\['idle'\]"):
+        learner.estimator.estimate(theta, (), (), jax.random.key(1))
