@@ -43,7 +43,7 @@ class Config:
     Attributes:
         kills: SIGKILLs at random moments of one run.
         seed: of those moments.
-        only: names of faults, or all.
+        only: names of faults, or all; rows of others that the file has are kept.
         out: where the results go.
     """
 
@@ -260,6 +260,19 @@ class Cases:
         }
 
 
+def merged(rows: list[dict], file: pathlib.Path) -> list[dict]:
+    """The rows of a file, of which these replace their like; each has the commit it is of."""
+    if not file.exists():
+        return rows
+    before = json.loads(file.read_text())
+    new = {row["fault"]: row for row in rows}
+    kept = [{"commit": before["commit"], **row} for row in before["rows"]]
+    names = {row["fault"] for row in kept}
+    return [new.get(row["fault"], row) for row in kept] + [
+        row for name, row in new.items() if name not in names
+    ]
+
+
 def main(config: Config) -> dict:
     """Runs the faults one after another and writes the table."""
     names = [
@@ -276,11 +289,13 @@ def main(config: Config) -> dict:
             row = getattr(cases, name)(place / name)
             row = {"fault": getattr(cases, name).__doc__.rstrip("."), **row}
             row["seconds"] = round(time.monotonic() - start, 1)
+            row["commit"] = provenance["commit"]
             # Messages name the folder, which is gone afterwards.
             rows.append(json.loads(json.dumps(row).replace(str(place), "...")))
             print(json.dumps(rows[-1]), flush=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+    rows = merged(rows, config.out) if config.only else rows
     results = {**provenance, "config": asdict(config) | {"out": config.out.name}, "rows": rows}
     os.makedirs(config.out.parent, exist_ok=True)
     train.write_json(config.out, results)

@@ -120,6 +120,7 @@ def counterparts() -> dict:
 def published_shampoo(**settings):
     """With a factor of 1e-6 at first, a root in every step, and momentum of the directions."""
     defaults = {"b2": 0.99, "eps": 1e-10, "factor_decay": 0.99, "momentum": "after"}
+    defaults["merge_axes"] = 1
     settings = {**defaults, "initial": 1e-6, "ridge": 0.0, "every": 1, **settings}
     return optimizers.shampoo(0.01, **settings)
 

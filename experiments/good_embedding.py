@@ -1,10 +1,10 @@
 """Embeddings for learning from few examples: what trains them and what reads them.
 
 Command:   python experiments/good_embedding.py
-Hardware:  one core of an x86-64 CPU; four minutes.
+Hardware:  one core of an x86-64 CPU; ten minutes.
 Expected:  one shot, mean of three seeds, in points: good embedding less prototypes 4 (2 to 5, below
-           the 5 hoped for), transductive less inductive 4.5, ProtoTransfer less raw pixels 15,
-           prototypes after it 1.2, distillation 0
+           the 5 hoped for; 2.4 where both train five times longer), transductive less inductive
+           4.5, ProtoTransfer less raw pixels 15, prototypes after it 1.2, distillation 0
 
 Characters that do not occur in training, 5 ways, 15 queries per class. Every training sees 60 base
 classes of 20 procedural strokes through the same distortions, with a perceptron of 256-256-128-64.

@@ -287,8 +287,9 @@ def _inner_products(rows, d) -> Float[Array, "rows"]:
 
 def _partial_sums(history: GradientHistory, ridge) -> Float[Array, "differences"]:
     """By how much of each difference the extrapolation is behind the last gradient."""
-    count, products = history.count, history.products
-    size, dtype = len(products), products.dtype
+    count, dtype = history.count, jnp.promote_types(history.products.dtype, jnp.float32)
+    products = history.products.astype(dtype)
+    size = len(products)
     age = (count - jnp.arange(size)) % size
     present = (age < count - 1).astype(dtype)
     trace = jnp.trace(products)

@@ -5,17 +5,17 @@
 
 A tensor with k axes has k factors, each of the product of G with itself over all axes but one, and
 the power of each is -1/(2k). Gupta et al. 2018, arXiv:1802.09568, algorithms 1 and 2. Moving
-averages, roots that are renewed only every k steps, blocks and the grafted length follow Anil et
-al. 2020, arXiv:2002.09018. By default the momentum is preconditioned, not the gradient, with the
-length of Adam's step, as above. The published rule preconditions G and gathers momentum of the
-result, M ← β₁ M + u:
+averages, roots that are renewed only every k steps, merged axes, blocks and the grafted length
+follow Anil et al. 2020, arXiv:2002.09018. By default the momentum is preconditioned, not the
+gradient, with the length of Adam's step, as above. The published rule preconditions G and gathers
+momentum of the result, M ← β₁ M + u:
 
     shampoo(rate, momentum="after", graft="sgd", factor_decay=0.999, initial=1e-6, ridge=0.0)
 
 and the first paper's is `factor_decay=1` (sums), `graft="none"`, `b1=0` and `momentum="after"`.
 Differs from both: an axis that is too long has no factor and is not counted, so that those of the
 others get a larger power; tensors with fewer than two axes follow the rule that gives the length;
-small axes are not merged; roots are new at the first step, not the k-th one; gradients whose
+a merged tensor keeps two axes; roots are new at the first step, not the k-th one; gradients whose
 squares would overflow are clipped.
 """
 
@@ -30,7 +30,12 @@ from jaxtyping import Array, Int, PyTree
 from metaopt.core import Scalar, checked
 from metaopt.optimizers._matrix_roots import TINY, inverse_root, stacked_inverse_roots
 from metaopt.optimizers._numerics import moderate, wide_zeros, widen
-from metaopt.optimizers._shampoo_blocks import from_blocks, to_blocks, unused_entries
+from metaopt.optimizers._shampoo_blocks import (
+    from_blocks,
+    merged_shape,
+    to_blocks,
+    unused_entries,
+)
 
 Graft = Literal["adam", "sgd", "adagrad", "rmsprop", "none"]
 Momentum = Literal["before", "after"]
@@ -69,6 +74,7 @@ def scale_by_shampoo(
     every: int = 10,
     start: int = 1,
     max_size: int = 256,
+    merge_axes: int = 128,
     block_size: int | None = None,
     graft: Graft = "adam",
     momentum: Momentum = "before",
@@ -92,6 +98,8 @@ def scale_by_shampoo(
         start: the first step, from 1, that takes Shampoo's direction; those before take the other
             rule's. Static.
         max_size: longest axis that gets a factor. Static.
+        merge_axes: neighbouring axes of a tensor with more than two count as one while their
+            product is at most this and `max_size`, down to two axes; 1 merges none. Static.
         block_size: axes longer than this are cut, and all blocks of one size get their roots in
             one loop; None cuts nothing. Static.
         graft: whose step gives the length: that of "adam", "sgd", "adagrad" or "rmsprop" (both
@@ -107,14 +115,20 @@ def scale_by_shampoo(
         least. Mapped over settings it still renews roots only when they are due.
 
     Raises:
-        ValueError: if `every`, `start`, `max_size` or `block_size` is below 1, `block_size` above
-            `max_size`, `nesterov` without "after", or `sharding` without `block_size`.
+        ValueError: if `every`, `start`, `max_size`, `merge_axes` or `block_size` is below 1,
+            `block_size` above `max_size`, `nesterov` without "after", or `sharding` without
+            `block_size`.
     """
-    _check(every, start, max_size, block_size, momentum, nesterov, sharding)
+    _check(every, start, max_size, merge_axes, block_size, momentum, nesterov, sharding)
+
+    def merged(tree):
+        """The leaves as they are preconditioned."""
+        limit = min(merge_axes, max_size)
+        return [x.reshape(merged_shape(x.shape, limit)) for x in jax.tree.leaves(tree)]
 
     def init(params):
         zeros = wide_zeros(params)
-        factors = tuple(_sides(x, max_size, block_size, initial) for x in jax.tree.leaves(zeros))
+        factors = tuple(_sides(x, max_size, block_size, initial) for x in merged(zeros))
         nu = None if graft in ("sgd", "none") else zeros
         graft_mu = zeros if momentum == "after" and start > 1 else None
         count = jnp.zeros((), jnp.int32)
@@ -132,19 +146,21 @@ def scale_by_shampoo(
         targets = _targets(graft, base, nu, b2, eps, count)
         factors = tuple(
             _accumulate(sides, to_blocks(g, block_size), factor_decay) if sides else sides
-            for sides, g in zip(state.factors, jax.tree.leaves(grads), strict=True)
+            for sides, g in zip(state.factors, merged(grads), strict=True)
         )
         roots = jax.lax.cond(
             state.count % every == 0,
-            lambda: _all_roots(factors, grads, ridge, block_size, sharding),
+            lambda: _all_roots(factors, merged(grads), ridge, block_size, sharding),
             lambda: state.roots,
         )
         leaves, structure = jax.tree.flatten(base)
         directions = jax.tree.unflatten(
             structure,
             [
-                _direction(x, a, sides, block_size, graft)
-                for x, a, sides in zip(leaves, jax.tree.leaves(targets), roots, strict=True)
+                _direction(x, a, sides, block_size, graft).reshape(leaf.shape)
+                for leaf, x, a, sides in zip(
+                    leaves, merged(base), merged(targets), roots, strict=True
+                )
             ],
         )
         new, mu, graft_mu = directions, mu, state.graft_mu
@@ -173,6 +189,7 @@ def shampoo(
     every: int = 10,
     start: int = 1,
     max_size: int = 256,
+    merge_axes: int = 128,
     block_size: int | None = None,
     graft: Graft = "adam",
     momentum: Momentum = "before",
@@ -192,6 +209,7 @@ def shampoo(
         every: as there. Static.
         start: as there. Static.
         max_size: as there. Static.
+        merge_axes: as there. Static.
         block_size: as there. Static.
         graft: as there. Static.
         momentum: as there. Static.
@@ -214,6 +232,7 @@ def shampoo(
         every=every,
         start=start,
         max_size=max_size,
+        merge_axes=merge_axes,
         block_size=block_size,
         graft=graft,
         momentum=momentum,
@@ -225,8 +244,9 @@ def shampoo(
     )
 
 
-def _check(every, start, max_size, block_size, momentum, nesterov, sharding) -> None:
-    counts = {"every": every, "start": start, "max_size": max_size, "block_size": block_size}
+def _check(every, start, max_size, merge_axes, block_size, momentum, nesterov, sharding) -> None:
+    counts = {"every": every, "start": start, "max_size": max_size}
+    counts |= {"merge_axes": merge_axes, "block_size": block_size}
     for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"scale_by_shampoo: {name} must be at least 1, got {count}.")
@@ -308,7 +328,7 @@ def _all_roots(factors, grads, ridge, block_size, sharding):
         )
     roots = [list(sides) for sides in factors]
     groups, unused = {}, {}
-    for index, (sides, g) in enumerate(zip(factors, jax.tree.leaves(grads), strict=True)):
+    for index, (sides, g) in enumerate(zip(factors, grads, strict=True)):
         for side, factor in enumerate(sides):
             if factor is not None:
                 groups.setdefault((factor.shape[-1], powers[index]), []).append((index, side))

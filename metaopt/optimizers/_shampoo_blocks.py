@@ -1,13 +1,25 @@
 """Tensors as stacks of equal blocks, for Kronecker factors.
 
-Every axis is cut into pieces of at most `block_size` entries, the last one filled up with zeros.
-The blocks form a stack with one axis more than the tensor, its first. Anil et al. 2020,
-arXiv:2002.09018, §3.4 (blocking).
+Axes that are short together count as one. Every axis is cut into pieces of at most `block_size`
+entries, the last one filled up with zeros. The blocks form a stack with one axis more than the
+tensor, its first. Anil et al. 2020, arXiv:2002.09018, §3.4 (blocking).
 """
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+
+
+def merged_shape(shape: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """A shape with neighbouring axes merged up to a product, from the left, down to two axes."""
+    merged, left = list(shape[:1]), len(shape)
+    for size in shape[1:]:
+        if left > 2 and merged[-1] * size <= limit:
+            merged[-1] *= size
+            left -= 1
+        else:
+            merged.append(size)
+    return tuple(merged)
 
 
 def to_blocks(x: Float[Array, "..."], block_size: int | None) -> Float[Array, "..."]:

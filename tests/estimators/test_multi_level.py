@@ -77,6 +77,7 @@ def level_three(phi, num_inner, num_outer):
     ("level_two", "level_one"),
     [(backprop, backprop), (forward, backprop), (backprop, forward), (forward, forward)],
 )
+@pytest.mark.compiles
 def test_hyperparameters_of_meta_training_have_exact_gradients(x64, level_two, level_one):
     inner = level_one(descent(), horizon=4, num_tasks=1)
     estimator = level_two(meta_training(inner), horizon=3, num_tasks=1)
@@ -87,6 +88,7 @@ def test_hyperparameters_of_meta_training_have_exact_gradients(x64, level_two, l
     np.testing.assert_allclose(estimate.loss, level_three(PHI, 4, 3), rtol=1e-12)
 
 
+@pytest.mark.compiles
 def test_one_step_of_each_level_agrees_with_the_chain_rule(x64):
     inner = backprop(descent(), horizon=1, num_tasks=1)
     estimator = backprop(meta_training(inner), horizon=1, num_tasks=1)

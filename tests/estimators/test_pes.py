@@ -163,6 +163,7 @@ def test_windows_of_ten_see_the_learning_rate_of_a_hundred_steps_and_truncated_e
     assert standard_errors(slopes(truncated_es), expected) > 3
 
 
+@pytest.mark.compiles
 def test_one_window_per_trajectory_is_es():
     theta = jnp.array([0.3, -0.2])
     _, key_tasks = jax.random.split(jax.random.key(4))

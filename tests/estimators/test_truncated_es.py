@@ -56,6 +56,7 @@ def test_carries_on_the_state_of_the_upper_arm():
     )
 
 
+@pytest.mark.compiles
 def test_sign_ignores_the_scale_of_the_loss():
     system = toys.linear()
 

@@ -36,6 +36,7 @@ def test_expected_improvement_agrees_with_quadrature():
         )
 
 
+@pytest.mark.compiles
 def test_the_optimum_of_a_bowl_is_found_and_nearer_than_by_random_trials():
     choices = [
         tune_adaptation(

@@ -188,6 +188,7 @@ def test_equal_fitness_recombines_with_equal_weights():
     assert np.isfinite(ravel(state)).all()
 
 
+@pytest.mark.compiles
 def test_the_best_fitness_is_updated_after_the_features():
     # All candidates beat an earlier best of 10; a best that knew this generation would differ.
     theta, params = random_theta(), jnp.array([1.0, -2.0])

@@ -194,6 +194,7 @@ def test_parents_are_kept_when_no_child_has_a_finite_fitness(value):
     np.testing.assert_array_equal(new.ages, state.ages + 1)
 
 
+@pytest.mark.compiles
 def test_selection_by_rank_keeps_parents_of_worse_children_and_takes_better_ones():
     strategy, state = evaluated(prefers_better_children(), jnp.zeros(2))
     population, state = strategy.ask(state, jax.random.key(3))
@@ -242,6 +243,7 @@ def test_equal_fitness_is_finite_and_trees_keep_their_dtypes():
         assert tree["w"].shape == (SIZE, 2, 3)
 
 
+@pytest.mark.compiles
 def test_the_update_ignores_scale_and_offset_of_fitness(x64):
     strategy, state = evaluated(random_theta(), jnp.zeros(2), fitness=FITNESS.astype(float))
     population, state = strategy.ask(state, jax.random.key(3))

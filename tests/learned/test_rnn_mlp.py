@@ -167,6 +167,7 @@ def by_hand(theta, params, grads, losses, validation):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.compiles
 def test_follows_the_equations():
     learned = rnn_mlp(hidden_size=3, lstm_size=2, step_mult=0.2, exp_mult=0.3)
     theta = perturbed(learned)

@@ -100,6 +100,7 @@ def test_what_tensors_are_called_does_not_matter():
         np.testing.assert_allclose(other[renamed[name]], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiles
 def test_tensors_hear_of_each_other():
     learned = small()
     theta = scheduled.perturbed(learned)

@@ -73,7 +73,7 @@ def by_hand(gradients, every, max_size, ridge=1e-6, decay=0.95, b1=0.9, b2=0.999
 def test_repeats_a_transcription(x64, shape, max_size):
     gradients = matrices(shape)
     updates, state = run(
-        scale_by_shampoo(every=2, max_size=max_size),
+        scale_by_shampoo(every=2, max_size=max_size, merge_axes=1),
         [jnp.asarray(g) for g in gradients],
         jnp.zeros(shape),
     )
@@ -122,6 +122,7 @@ def test_a_nan_is_passed_on_and_leaves_the_roots_finite():
 def published(**settings):
     """With a factor of 1e-6 at first, a root in every step, and momentum of the directions."""
     defaults = {"b2": 0.99, "eps": 1e-10, "factor_decay": 0.99, "momentum": "after"}
+    defaults["merge_axes"] = 1
     return shampoo(0.01, **{**defaults, "initial": 1e-6, "ridge": 0.0, "every": 1, **settings})
 
 
@@ -171,7 +172,7 @@ def test_before_its_start_it_is_the_rule_that_gives_the_length(x64):
 @pytest.mark.parametrize("shape", [(5, 4), pytest.param((2, 4, 5), marks=pytest.mark.compiles)])
 def test_blocks_are_preconditioned_as_if_they_were_tensors_of_their_own(x64, shape):
     gradients = matrices(shape, 3)
-    settings = {"graft": "none", "every": 1}
+    settings = {"graft": "none", "every": 1, "merge_axes": 1}
     whole, _ = run(
         scale_by_shampoo(block_size=3, **settings),
         [jnp.asarray(g) for g in gradients],
@@ -260,7 +261,23 @@ def test_training_loss_is_far_below_that_of_adagrad_at_each_learning_rate():
     assert (ours <= 0.6 * adagrad).all()
 
 
-@pytest.mark.parametrize("name", ["every", "start", "max_size", "block_size"])
+@pytest.mark.compiles
+@pytest.mark.parametrize(
+    ("settings", "merged"),
+    [({}, (18, 5)), ({"merge_axes": 10}, (9, 10)), ({"merge_axes": 10, "max_size": 8}, None)],
+)
+def test_a_tensor_moves_as_its_merged_self(x64, settings, merged):
+    shape = (3, 3, 2, 5)
+    tx = scale_by_shampoo(every=2, **settings)
+    gradients = [jnp.asarray(g) for g in matrices(shape, 3)]
+    updates, _ = run(tx, gradients, jnp.zeros(shape))
+    merged = merged or (3, 6, 5)
+    plain = scale_by_shampoo(every=2, **{**settings, "merge_axes": 1})
+    expected, _ = run(plain, [g.reshape(merged) for g in gradients], jnp.zeros(merged))
+    np.testing.assert_allclose(np.ravel(updates), np.ravel(expected), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["every", "start", "max_size", "merge_axes", "block_size"])
 def test_counts_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         shampoo(0.1, **{name: 0})

@@ -2,7 +2,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt.optimizers._shampoo_blocks import from_blocks, to_blocks, unused_entries
+from metaopt.optimizers._shampoo_blocks import (
+    from_blocks,
+    merged_shape,
+    to_blocks,
+    unused_entries,
+)
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (5, 4), (2, 3, 7), (1, 1), (3, 4, 1, 5)])
@@ -33,3 +38,19 @@ def test_blocks_of_a_tensor_are_cut_along_every_axis():
     first, second, third = unused_entries((3, 5, 4), 2)
     unused = first[:, :, None, None] | second[:, None, :, None] | third[:, None, None]
     np.testing.assert_array_equal(~unused, blocks != 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit", "merged"),
+    [
+        ((3, 3, 8, 16), 128, (72, 16)),
+        ((3, 3, 8, 16), 10, (9, 8, 16)),
+        ((3, 3, 8, 16), 1, (3, 3, 8, 16)),
+        ((1, 512, 1, 64, 4), 1024, (512, 256)),
+        ((2, 3), 128, (2, 3)),
+        ((7,), 128, (7,)),
+        ((), 128, ()),
+    ],
+)
+def test_short_axes_are_merged_down_to_two(shape, limit, merged):
+    assert merged_shape(shape, limit) == merged

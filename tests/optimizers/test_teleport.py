@@ -92,6 +92,7 @@ def test_after_a_teleport_gradient_descent_is_ahead_for_long(x64):
     assert (ratio.mean(axis=1) < 0).all()
 
 
+@pytest.mark.compiles
 def test_a_wrapped_optimizer_starts_afresh_where_it_was_moved_to(x64):
     loss, params, batch = problem()
     base = optax.sgd(0.01, momentum=0.9)

@@ -68,6 +68,7 @@ def test_a_zero_gradient_stays_zero_with_finite_derivatives():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.compiles
 def test_the_new_gradient_has_its_own_derivatives_in_both_modes():
     family = tasks.normalised_gradient(bowl())
     curvature, start = ravel(BATCH), ravel(START)

@@ -130,6 +130,7 @@ def test_the_gradient_through_the_noise_matches_central_differences():
         pytest.param("gaussian", 0.125 / 0.3**2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.compiles
 def test_adam_goes_below_the_loss_of_zero_weights_on_digits(likelihood, reference):
     family = tasks.vae((8, 8, 1), hidden=(16,), latent=4, likelihood=likelihood, batch_size=32)
     losses = losses_of_adam(family, data.digits().train, num_steps=150)

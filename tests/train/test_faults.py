@@ -75,6 +75,7 @@ def minimise(share_broken, directory=None, *, theta=(4.0, -3.0), num_steps=30):
     )
 
 
+@pytest.mark.compiles
 def test_tasks_that_are_nan_count_as_zero_and_training_goes_on(tmp_path):
     result = minimise(0.25, tmp_path)
     assert result.state.best_score < 0.1 * 25
@@ -128,6 +129,7 @@ def test_a_run_killed_while_it_made_its_folder_can_be_started(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text())["settings"] == {"a": 1}
 
 
+@pytest.mark.compiles
 def test_a_file_that_cannot_be_written_ends_the_run_in_words_and_the_checkpoint_serves(
     tmp_path, monkeypatch
 ):

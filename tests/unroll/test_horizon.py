@@ -22,6 +22,7 @@ def test_lengths_are_log_uniform():
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 400), st.integers(1, 60))
+@pytest.mark.compiles
 def test_a_constant_horizon_is_exact(windows, truncation):
     horizon = unroll.as_horizon(windows * truncation, name="test", multiple_of=truncation)
     keys = jax.random.split(jax.random.key(windows), 16)
