@@ -10,7 +10,7 @@ the step time as a share of its median per hour. `first` and `last` are medians 
 run at either end.
 
 Expected: no trend in live arrays, files and threads; step times as steady as the machine is;
-resident memory flat without saves. Each save leaves some 450 blocks, 50 KiB, behind: TensorStore
+resident memory flat without saves. Each save leaves 300 to 450 blocks, 50 KiB, behind: TensorStore
 (0.1.78 to 0.1.86) frees none of the strings of the JSON that it hands to Python, and Orbax asks it
 for such.
 
