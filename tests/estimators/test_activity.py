@@ -87,25 +87,28 @@ def test_the_variance_is_that_of_theory_and_far_below_that_of_directions_along_w
         normalisation="unnormalised",
     )
 
+    gradient = x.T @ delta / num_examples
+
     @jax.jit
-    def variances(x, delta, keys):
+    def squared_errors(x, delta, keys):
+        """Of each draw from the exact gradient; their mean is the variance, over all entries."""
+
         def one(key):
             key, other = jax.random.split(key)
             activity = by_activity(params, (x, delta), key)[1][0]
             weight = by_weight.estimate(params[0], (), (x, delta), other)[0].grad
-            return activity, weight
+            return [jnp.sum((g - gradient) ** 2) for g in (activity, weight)]
 
-        samples = jax.lax.map(one, keys, batch_size=100)
-        return [jnp.sum(jnp.var(s, axis=0)) for s in samples]
+        return jax.lax.map(one, keys, batch_size=100)
 
-    found = variances(x, delta, jax.random.split(jax.random.key(0), count))
-    gradient = x.T @ delta / num_examples
+    found = squared_errors(x, delta, jax.random.split(jax.random.key(0), count))
     squared = np.sum(x**2, axis=1) * np.sum(delta**2, axis=1)
-    expected = [
-        (width - 1) * squared.sum() / num_examples**2,
-        (gradient.size - 1) * np.sum(gradient**2),
-    ]
-    np.testing.assert_allclose(found, expected, rtol=0.1)
+    per_width = squared.sum() / num_examples**2
+    expected = [(width - 1) * per_width, (gradient.size - 1) * np.sum(gradient**2)]
+    biased = [width * per_width, 1.2 * expected[1]]
+    for samples, variance, wrong in zip(found, expected, biased, strict=True):
+        assert standard_errors(samples, variance) < 4
+        assert standard_errors(samples, wrong) > 4
     assert expected[0] <= 0.2 * expected[1]
 
 
