@@ -533,23 +533,26 @@ def l2l() -> str:
     """The coordinate-wise LSTM against tuned baselines on random quadratics."""
     record = _load("experiments/results/l2l.json")
     results, rates = record["results"], record["learning rates"]
-    names = list(next(iter(results.values()))["mean log10 f"])
-    table = _table(
-        ["", "learning rate", *(f"mean log10 f(x_{steps})" for steps in results)],
-        [
-            [name, f"{rates[name]:.3g}" if name in rates else "-",
-             *(f"{found['mean log10 f'][name]:.2f}" for found in results.values())]
-            for name in names
-        ],
-    )  # fmt: skip
-    lines = [
-        f"After {steps} steps the LSTM is {abs(found['below it by']):.2f} "
-        f"{'below' if found['below it by'] > 0 else 'above'} the best baseline "
-        f"({found['best baseline']}) in mean log10 f; f is lower on "
-        f"{found['share of functions below it']:.0%} of the functions."
-        for steps, found in results.items()
-    ]
-    return table + "\n\n" + "\n".join(lines)
+    rows = []
+    for name in next(iter(results.values()))["mean log10 f"]:
+        cells = [name, f"{rates[name]:.3g}" if name in rates else "-"]
+        for found in results.values():
+            run = found["LSTM"].get(name.removeprefix("LSTM "))
+            cells.append(f"{found['mean log10 f'][name]:.2f}")
+            cells.append(_interval(run["below it by"]) if run else "")
+            cells.append(f"{run['share of functions below it']:.0%}" if run else "")
+        rows.append(cells)
+    header = ["optimizer, meta-seed", "learning rate"]
+    for steps in results:
+        header += [f"mean log10 f(x_{steps})", "below the best baseline by [95 %]", "functions"]
+    lines = []
+    for steps, found in results.items():
+        gap = statistics.mean(run["below it by"]["estimate"] for run in found["LSTM"].values())
+        lines.append(
+            f"After {steps} steps the best baseline is {found['best baseline']}; the LSTM is "
+            f"{abs(gap):.2f} {'below' if gap > 0 else 'above'} it on average over meta-seeds."
+        )
+    return _table(header, rows) + "\n\n" + "\n".join(lines)
 
 
 def coordinate_check() -> str:
@@ -615,6 +618,18 @@ def card_scores() -> str:
     return f"{_suite_size(record)}\n\n{_table(['learning rate', *SUITE_HEADER], rows)}"
 
 
+def suite_seeds() -> str:
+    """Other meta-seeds of the shipped rule on the evaluation suite."""
+    record = _load("benchmarks/results/suite_seeds.json")
+    shipped = _load("benchmarks/results/suite.json")["contenders"]["adam_mlp"]
+    others = {name: x for name, x in record["contenders"].items() if name != record["reference"]}
+    rows = [
+        [name.replace("_", " "), *_suite_cells(entry)]
+        for name, entry in {"seed 0, which ships": shipped, **others}.items()
+    ]
+    return f"{_suite_size(record)}\n\n{_table(['meta-seed', *SUITE_HEADER], rows)}"
+
+
 SUITE_HEADER = [
     "speed-up [95 %]", "not reached", "envelope [95 %]", "train", "test", "failed",
     "cost of an update", "tasks with the knob at its edge",
@@ -668,7 +683,9 @@ def card_training() -> str:
 
 def ablations() -> str:
     """Shorter meta-trainings with one thing changed each."""
-    return _measured(_load("experiments/results/adam_mlp.json")["runs"])
+    runs = _load("experiments/results/adam_mlp.json")["runs"]
+    whole = {name: run for name, run in runs.items() if name == "shipped" or "seed" in name}
+    return _measured(whole | runs)
 
 
 def _measured(runs: dict) -> str:
@@ -1006,6 +1023,36 @@ def coordinate_networks() -> str:
     return table + "\n\n" + "\n".join(lines)
 
 
+def diverse_batches() -> str:
+    """Distances of gradients and errors by kind of task, for uniform and diverse batches."""
+    record = _load("experiments/results/diverse_batches.json")
+    rows, lines = [], []
+    for size, found in record["results"].items():
+        for name, result in found.items():
+            kinds = [
+                statistics.mean(values) for values in zip(*result["errors by kind"], strict=True)
+            ]
+            rows.append(
+                [f"{size}, {name}"]
+                + [_spread(result["distance"][target], "{:.1f}") for target in TARGETS]
+                + [f"{kind:.2f}" for kind in kinds]
+                + [_spread(result[f"error, {x} alike"], "{:.2f}") for x in ("kinds", "tasks")]
+            )
+        far = [found[name]["distance"][TARGETS[0]] for name in ("diverse", "uniform")]
+        ratios = [a / b for a, b in zip(*far, strict=True)]
+        lines.append(
+            f"- batches of {size}: distance to the mean over kinds {_spread(ratios, '{:.2f}')} of "
+            f"that of uniform batches, bar {record['bar']}: "
+            + ("reached." if max(ratios) <= record["bar"] else "missed.")
+        )
+    header = ["batches of", *(f"from the {target}" for target in TARGETS)]
+    header += [f"error, {count} tasks" for count in record["config"]["counts"]]
+    return _table([*header, "mean over kinds", "mean over tasks"], rows) + "\n\n" + "\n".join(lines)
+
+
+TARGETS = ("mean over kinds", "mean over tasks")
+
+
 def amortised_fields() -> str:
     """One pass of an encoder against steps of MAML."""
     record = _load("experiments/results/amortised_fields.json")
@@ -1056,6 +1103,25 @@ def task_landscape() -> str:
          "`maml` over the closed form, less 1, largest"],
         rows,
     )  # fmt: skip
+
+
+def continual() -> str:
+    """Accuracy after streams of support sets, and what is carried between the sets."""
+    record, rows = _load("experiments/results/continual.json"), []
+    for stream, found in record["results"].items():
+        for learner, groups in found.items():
+            by_group = [statistics.mean(values) for values in zip(*groups, strict=True)]
+            kind = learner if learner in record["memory"][stream] else "gradient steps"
+            rows.append(
+                [
+                    stream,
+                    learner,
+                    _spread([statistics.mean(values) for values in groups], "{:.2f}"),
+                    ", ".join(f"{x:.2f}" for x in by_group) if len(by_group) > 1 else "",
+                    f"{record['memory'][stream][kind]:.3g}",
+                ]
+            )
+    return _table(["stream", "learner", "accuracy", "by group of classes", "memory"], rows)
 
 
 def interference() -> str:
@@ -1204,6 +1270,7 @@ BLOCKS = (
     coordinate_networks,
     suite,
     suite_tasks,
+    suite_seeds,
     card_scores,
     card_training,
     ablations,
@@ -1241,9 +1308,11 @@ BLOCKS = (
     rl_return,
     rl_rule,
     short_horizon,
+    diverse_batches,
     amortised_fields,
     camel,
     task_landscape,
+    continual,
     interference,
     preconditioned,
     corrupted_support,

@@ -49,8 +49,8 @@ from metaopt.learned._network import (
     hidden_sizes,
     mix,
     mix_normalised,
-    mix_normalised_in_blocks,
     network_init,
+    network_of_entries,
 )
 
 DECAYS = {"momenta": (0.9, 0.99, 0.999), "second": (0.999,), "factored": (0.9, 0.99, 0.999)}
@@ -176,10 +176,6 @@ def network_outputs(theta, grad, param, moments, count, *, num_outputs: int = 2)
     arrays = (grad[None], param[None], moments.momenta, moments.second)
     factored = moments.factored
 
-    def finish(hidden, *others):
-        hidden = sum(others, hidden) + bias(offset, hidden)
-        return after_first(theta, hidden, num_outputs=num_outputs)
-
     def first_layer(weights, planes):
         weights, planes = jnp.concatenate(weights), jnp.concatenate(planes)
         return mix_normalised(weights, planes, eps=NORM_EPS, num_axes=grad.ndim)
@@ -190,24 +186,27 @@ def network_outputs(theta, grad, param, moments, count, *, num_outputs: int = 2)
         planes = _common(*arrays, factored_rsqrt(factored, grad.shape) * g)
         planes += [full, jax.lax.rsqrt(full + 1e-8), m * jax.lax.rsqrt(full + 1e-6)]
         weights = [common, row + col, row_rsqrt + col_rsqrt, preconditioned]
-        return finish(first_layer(weights, planes))
+        hidden = first_layer(weights, planes)
+        return after_first(theta, hidden + bias(offset, hidden), num_outputs=num_outputs)
 
     def features(g, p, m, r, row, col):
         factor = row * col
-        return jnp.concatenate([*_common(g, p, m, r, factor * g), factor * m])
+        return [*_common(g, p, m, r, factor * g), factor * m]
 
     # Twelve features vary along one axis only: their products are vectors, added to the planes.
     vectors = [
         first_layer(w, [moment, jax.lax.rsqrt(moment + 1e-8)])
         for moment, w in ((factored.row, [row, row_rsqrt]), (factored.col, [col, col_rsqrt]))
     ]
-    return mix_normalised_in_blocks(
+    return network_of_entries(
+        theta,
         jnp.concatenate([common, preconditioned]),
+        offset,
         features,
         (*arrays, *rsqrt_factors(factored, grad.shape)),
-        finish,
         vectors,
         eps=NORM_EPS,
+        num_outputs=num_outputs,
         shape=grad.shape,
     )
 

@@ -34,7 +34,7 @@ from metaopt.learned._network import (
     after_first,
     bias,
     mix_normalised,
-    mix_normalised_in_blocks,
+    network_of_entries,
 )
 
 DECAYS = (0.9, 0.99, 0.999)
@@ -112,7 +112,7 @@ def entry_outputs(
 
         def features(g, p, m, r, row, col):
             factor = row * col
-            return jnp.concatenate([*_common(g, p, m, r, factor * g, eps), factor * m])
+            return [*_common(g, p, m, r, factor * g, eps), factor * m]
 
         # Twelve features vary along one axis only: their products are vectors, added to the planes.
         vectors = [
@@ -121,15 +121,17 @@ def entry_outputs(
         ]
         factors = rsqrt_factors(factored, grad.shape)
         if num_axes < grad.ndim:
-            hidden = first_layer([common, preconditioned], [features(*arrays, *factors)])
+            hidden = first_layer([common, preconditioned], features(*arrays, *factors))
             return finish(hidden, *vectors)
-        return mix_normalised_in_blocks(
+        return network_of_entries(
+            theta,
             jnp.concatenate([common, preconditioned]),
+            offset,
             features,
             (*arrays, *factors),
-            finish,
             vectors,
             eps=norm_eps,
+            num_outputs=num_outputs,
             shape=grad.shape,
         )
     g, _, m, _ = arrays

@@ -6,13 +6,17 @@
 is one `[out, in] x [in, entries]` product. The first layer is left to the rule: a feature that is
 constant over a tensor, its rows or its columns is worth one product there, not one per entry.
 
-Planes of features are many times the size of their tensor. On CPUs large tensors therefore go
-through the network in blocks whose planes fit a core's cache, at the cost of computing the features
-twice: for their mean squares, and for the network.
+Planes of features are many times the size of their tensor. For large tensors, small networks are
+therefore written out as one product after the other, which compiles into a loop over the entries
+that keeps features and layers in registers; on CPUs larger networks, and derivatives, go through
+the network in blocks whose planes fit a core's cache. Either way features are computed twice: for
+their mean squares, and for the network.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,68 +74,147 @@ def mix_normalised(
 # Entries of a block: forty planes of so many are 2.5 MB. Tensors of a few blocks stay whole.
 BLOCK = 2**14
 MIN_BLOCKS = 4
+# Products per entry up to which a network is written out, and entries from which on it is, since
+# half a second goes into compiling each.
+MAX_PRODUCTS = 512
+MIN_ENTRIES = 2**15
+
+Features = Callable[..., list[Array]]
 
 
-def mix_normalised_in_blocks(
-    weights: Float[Array, "features out"],
-    features: Callable[..., Float[Array, "features ..."]],
+def network_of_entries(
+    theta: PyTree,
+    weights: Float[Array, "features hidden"],
+    offset: Float[Array, "hidden"],
+    features: Features,
     arrays: Sequence[Array],
-    finish: Callable[..., Float[Array, "out ..."]],
     extras: Sequence[Array],
     *,
     eps: float,
+    num_outputs: int,
     shape: tuple[int, ...],
-) -> Float[Array, "out ..."]:
-    """`finish(mix_normalised(weights, features(*arrays)), *extras)`, in little memory on CPUs.
+) -> Float[Array, "num_outputs ..."]:
+    """`after_first(theta, mix_normalised(weights, features(*arrays)) + extras + offset)`.
 
     Args:
-        weights: the first layer's.
-        features: `(*arrays) -> planes`, entry by entry.
+        theta: the layers; the first one is not used.
+        weights: the first layer's, of these features.
+        offset: its bias.
+        features: `(*arrays) -> ` a list of planes `[any, *shape]`. It works entry by entry, along
+            the first axis too, where 1 is broadcast, or without one; and closes over no traced
+            value.
         arrays: `[any, *shape]`, where axes of the tensor may have length 1.
-        finish: `(hidden, *extras) -> planes`, entry by entry.
-        extras: as `arrays`.
+        extras: `[hidden, *shape]`, where axes of the tensor may have length 1.
         eps: added to the mean square of a feature over the whole tensor.
+        num_outputs: how many outputs to compute.
         shape: the tensor's.
     """
+    how = {"eps": eps, "num_outputs": num_outputs, "shape": shape}
+    inputs = (theta, weights, offset, tuple(arrays), tuple(extras))
+    whole = functools.partial(_whole, features, **how)
+    blocked = functools.partial(_blocked, features, **how)
+    products = weights.size + sum(theta[f"linear_{i}"]["w"].size for i in range(1, len(theta)))
 
-    def whole(arrays, extras):
-        planes = features(*arrays)
-        hidden = mix_normalised(weights, planes, eps=eps, num_axes=len(shape))
-        return finish(hidden, *extras)
+    def plain(*inputs):
+        if math.prod(shape) < MIN_BLOCKS * BLOCK:
+            return whole(*inputs)
+        return jax.lax.platform_dependent(*inputs, cpu=blocked, default=whole)
 
-    def blocked(arrays, extras):
-        def sums(*block):
-            planes = features(*block)
-            return mean_square(planes, len(shape)) * math.prod(planes.shape[1:])
+    if math.prod(shape) < MIN_ENTRIES or products > MAX_PRODUCTS:
+        return plain(*inputs)
+    # Its own derivative would be one reduction over the tensor for each weight.
+    written_out = jax.custom_jvp(functools.partial(_written_out, features, **how))
+    written_out.defjvp(lambda inputs, tangents: jax.jvp(plain, inputs, tangents))
+    return written_out(*inputs)
 
-        squares, rest = _over_blocks(sums, arrays, shape)
-        squares = jnp.sum(squares, axis=0) + (0 if rest is None else rest)
-        scaled = weights * jax.lax.rsqrt(eps + squares / math.prod(shape))[:, None]
 
-        def outputs(*block):
-            planes = features(*block[: len(arrays)])
-            return finish(mix(scaled, planes), *block[len(arrays) :])
+def _finish(theta, offset, hidden, extras, num_outputs):
+    hidden = sum(extras, hidden) + bias(offset, hidden)
+    return after_first(theta, hidden, num_outputs=num_outputs)
 
-        parts, rest = _over_blocks(outputs, (*arrays, *extras), shape)
-        axis = _block_axis(shape) + 1
-        parts = jnp.moveaxis(parts, 0, axis)
-        joined = parts.reshape(*parts.shape[:axis], -1, *parts.shape[axis + 2 :])
-        return joined if rest is None else jnp.concatenate([joined, rest], axis=axis)
 
-    if math.prod(shape) < MIN_BLOCKS * BLOCK:
-        return whole(arrays, extras)
-    return jax.lax.platform_dependent(tuple(arrays), tuple(extras), cpu=blocked, default=whole)
+def _whole(features, theta, weights, offset, arrays, extras, *, eps, num_outputs, shape):
+    """All planes at once."""
+    planes = jnp.concatenate(features(*arrays))
+    hidden = mix_normalised(weights, planes, eps=eps, num_axes=len(shape))
+    return _finish(theta, offset, hidden, extras, num_outputs)
+
+
+def _blocked(features, theta, weights, offset, arrays, extras, *, eps, num_outputs, shape):
+    """The planes of one block at a time."""
+    scaled = _scaled(weights, _squares_in_blocks(features, arrays, shape), eps, shape)
+
+    def outputs(*block):
+        hidden = mix(scaled, jnp.concatenate(features(*block[: len(arrays)])))
+        return _finish(theta, offset, hidden, block[len(arrays) :], num_outputs)
+
+    parts, rest = _over_blocks(outputs, (*arrays, *extras), shape)
+    axis = _block_axis(shape) + 1
+    parts = jnp.moveaxis(parts, 0, axis)
+    joined = parts.reshape(*parts.shape[:axis], -1, *parts.shape[axis + 2 :])
+    return joined if rest is None else jnp.concatenate([joined, rest], axis=axis)
+
+
+def _written_out(features, theta, weights, offset, arrays, extras, *, eps, num_outputs, shape):
+    """Every product by itself, so that one loop over the entries needs no planes in memory."""
+
+    def squares_at_once(arrays):
+        return jnp.stack([jnp.sum(x * x) for x in _planes_apart(features, arrays)])
+
+    def squares_in_blocks(arrays):
+        return _squares_in_blocks(features, arrays, shape)
+
+    squares = jax.lax.platform_dependent(arrays, cpu=squares_in_blocks, default=squares_at_once)
+    scaled = _scaled(weights, squares, eps, shape)
+
+    def layer(w, b, inputs):
+        return [sum((w[i, j] * x for i, x in enumerate(inputs)), b[j]) for j in range(w.shape[1])]
+
+    values = layer(scaled, offset, _planes_apart(features, arrays))
+    values = [sum((extra[j] for extra in extras), x) for j, x in enumerate(values)]
+    for i in range(1, len(theta)):
+        w, b = theta[f"linear_{i}"]["w"], theta[f"linear_{i}"]["b"]
+        if i == len(theta) - 1:
+            w, b = w[:, :num_outputs], b[:num_outputs]
+        values = layer(w, b, [jax.nn.relu(x) for x in values])
+    return jnp.stack(values)
+
+
+def _planes_apart(features, arrays) -> list[Array]:
+    """Every feature by itself, from arrays without a first axis: one loop can compute them all."""
+    num = max(len(x) for x in arrays)
+    parts = [features(*(x[i % len(x)] for x in arrays)) for i in range(num)]
+    lengths = [len(x) for x in jax.eval_shape(features, *arrays)]
+    return [parts[i][place] for place, n in enumerate(lengths) for i in range(n)]
+
+
+def _scaled(weights, squares, eps, shape):
+    """Weights for features that are not divided by their root mean squares."""
+    return weights * jax.lax.rsqrt(eps + squares / math.prod(shape))[:, None]
+
+
+def _squares_in_blocks(features, arrays, shape) -> Float[Array, "features"]:
+    """Sums of squares of every feature over the tensor, without writing the features."""
+
+    def columns(*block):
+        # The last axis is left for later, because a CPU adds along it one number at a time.
+        planes = _planes_apart(features, block)
+        return [jnp.sum(x * x, axis=tuple(range(x.ndim - 1))) for x in planes]
+
+    parts, rest = _over_blocks(columns, arrays, shape)
+    sums = jnp.stack([jnp.sum(x) for x in parts])
+    return sums if rest is None else sums + jnp.stack([jnp.sum(x) for x in rest])
 
 
 def _block_axis(shape: tuple[int, ...]) -> int:
     return max(range(len(shape)), key=lambda axis: shape[axis])
 
 
-def _over_blocks(function, arrays, shape) -> tuple[Array, Array | None]:
+def _over_blocks(function, arrays, shape) -> tuple[Any, Any]:
     """`function` of equal blocks along the longest axis, stacked; and of what is left over."""
     axis = _block_axis(shape)
     length = shape[axis]
-    size = max(1, BLOCK * length // math.prod(shape))
+    size = min(length, max(1, BLOCK * length // math.prod(shape)))
     whole, rest = divmod(length, size)
 
     def block(start, size):

@@ -67,6 +67,19 @@ def warped(family: core.TaskFamily) -> core.TaskFamily:
     return family._replace(init=init, loss=loss)
 
 
+def coded(family: core.TaskFamily) -> core.TaskFamily:
+    """The regression itself as a code, and the weight as the field."""
+
+    def init(task_params, key):
+        params = family.init(task_params, key)
+        return algorithms.Encoded({"weight": params["weight"]}, {"w": params["w"]})
+
+    def loss(params, task_params, batch, key):
+        return family.loss({**params.field, **params.code}, task_params, batch, key)
+
+    return family._replace(init=init, loss=loss)
+
+
 def bounds(params, inputs, *, eps):
     layers = [{"w": params["w"], "b": jnp.zeros(1)}]
     return algorithms.interval_bounds(layers, inputs, eps=eps, activation=jnp.tanh)
@@ -98,6 +111,14 @@ LEARNERS = {
     ),
     "interval_maml": lambda family: algorithms.interval_maml(
         family, INNER, bounds, num_steps=2, **SETTINGS
+    ),
+    "amortised": lambda family: algorithms.amortised(
+        coded(family),
+        lambda key: jnp.array(0.5),
+        lambda encoder, task_params, support: {"w": encoder * support.labels[:1]},
+        inner_opt=INNER,
+        num_steps=2,
+        **SETTINGS,
     ),
     "interference": lambda family: algorithms.interference(family, INNER, head=is_w, **SETTINGS),
 }
