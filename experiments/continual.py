@@ -91,29 +91,12 @@ class Config:
         )  # fmt: skip
 
 
-def network(widths: tuple[int, ...]):
-    """A perceptron with a rectifier after every layer."""
-
-    def init(key):
-        he, keys = jax.nn.initializers.he_normal(), jax.random.split(key, len(widths))
-        sizes = zip(keys, (256, *widths[:-1]), widths, strict=True)
-        return [{"w": he(k, (a, b)), "b": jnp.zeros(b)} for k, a, b in sizes]
-
-    def embed(body, inputs):
-        inputs = inputs.reshape(len(inputs), -1)
-        for layer in body:
-            inputs = jax.nn.relu(inputs @ layer["w"] + layer["b"][None])
-        return inputs
-
-    return init, embed
-
-
 class Bench:
     """Families, learners and tests of one kind of stream."""
 
     def __init__(self, config: Config, stream: Stream):
         self.config, self.stream = config, stream
-        self.init, self.embed = network(config.widths)
+        self.init, self.embed = tasks.mlp_embedding((16, 16, 1), widths=config.widths)
 
     def families(self, part: int) -> tuple[core.TaskFamily, core.TaskFamily]:
         """Episodes with all support sets at once, and as a stream."""

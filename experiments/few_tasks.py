@@ -53,24 +53,10 @@ class Config:
 
 
 def network(widths: tuple[int, ...]):
-    """A perceptron with a rectifier after every layer, whose first layer mixes tasks."""
-
-    def init(key):
-        sizes, he = (256, *widths), jax.nn.initializers.he_normal()
-        keys = jax.random.split(key, len(widths))
-        return [
-            {"w": he(k, shape), "b": jnp.zeros(shape[1])}
-            for k, shape in zip(keys, zip(sizes, widths, strict=False), strict=True)
-        ]
-
-    def run(layers, hidden):
-        for layer in layers:
-            hidden = jax.nn.relu(hidden @ layer["w"] + layer["b"][None])
-        return hidden
-
+    """A perceptron whose first layer mixes tasks."""
+    init, embed = tasks.mlp_embedding((16, 16, 1), widths=widths)
     return init, algorithms.mix_hidden(
-        lambda body, inputs: run(body[:1], inputs.reshape(len(inputs), -1)),
-        lambda body, hidden: run(body[1:], hidden),
+        lambda body, inputs: embed(body[:1], inputs), lambda body, hidden: embed(body[1:], hidden)
     )
 
 

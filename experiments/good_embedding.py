@@ -69,23 +69,6 @@ class Config:
         return cls((0,), (8, 5, 5), 1.4, (8, 4), (2, 2), 2, 2, 2, 5, folder / "tiny.json")
 
 
-def network(widths: tuple[int, ...]):
-    """A perceptron with a rectifier after every layer, the last one included."""
-
-    def init(key):
-        he, keys = jax.nn.initializers.he_normal(), jax.random.split(key, len(widths))
-        sizes = zip(keys, (256, *widths[:-1]), widths, strict=True)
-        return [{"w": he(k, (a, b)), "b": jnp.zeros(b)} for k, a, b in sizes]
-
-    def embed(body, inputs):
-        inputs = inputs.reshape(len(inputs), -1)
-        for layer in body:
-            inputs = jax.nn.relu(inputs @ layer["w"] + layer["b"][None])
-        return inputs
-
-    return init, embed
-
-
 def augment(inputs, key):
     """About what varies within a class."""
     return data.random_warp(inputs, key, angle=0.2, scale=0.1, shift=0.04, displacement=0.03)
@@ -109,7 +92,7 @@ class Bench:
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
-        self.init, self.embed = network(cfg.widths)
+        self.init, self.embed = tasks.mlp_embedding((16, 16, 1), widths=cfg.widths)
         self.made = {}
 
     def family(self, *, part: int, distorted: bool = False):

@@ -60,6 +60,7 @@ from metaopt.tasks._few_shot_embedding import (
     Embedded,
     LinearHead,
     few_shot_embedding,
+    mlp_embedding,
     unit_features,
 )
 from metaopt.tasks._few_shot_mlp import few_shot_mlp
@@ -159,6 +160,7 @@ __all__ = [
     "logistic",
     "missing_modalities",
     "mlp",
+    "mlp_embedding",
     "mup_mlp",
     "navigation",
     "normalised_gradient",

@@ -6,7 +6,9 @@ Nearest class means, logistic regression on frozen features and gradient steps o
 in how they find (body, W, b); they share this family, and so can be compared on the same episodes.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -126,3 +128,41 @@ def unit_features(embed: Embed) -> Embed:
         return features * jax.lax.rsqrt(square + jnp.finfo(features.dtype).tiny ** 0.5)
 
     return embed_on_sphere
+
+
+@checked
+def mlp_embedding(
+    in_shape: Sequence[int], *, widths: Sequence[int] = (256, 128, 64)
+) -> tuple[Callable[[PRNGKeyArray], list[dict[str, Array]]], Embed]:
+    """A perceptron with a rectifier after every layer, the last one included.
+
+    Args:
+        in_shape: of one input, which is flattened. Static.
+        widths: of the layers; the last one is the number of features. Static.
+
+    Returns:
+        `(init, embed)` for `few_shot_embedding`: a body is a list of `{"w": [in, out], "b": [out]}`
+        at He's scale. A part of the list embeds what comes before it.
+
+    Raises:
+        ValueError: if there is no width, or a size is below 1.
+    """
+    sizes = (math.prod(in_shape), *widths)
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(
+            f"mlp_embedding: in_shape={tuple(in_shape)} and widths={tuple(widths)} must be "
+            "positive, with one width at least."
+        )
+
+    def init(key):
+        he, keys = jax.nn.initializers.he_normal(), jax.random.split(key, len(widths))
+        shapes = zip(keys, pairwise(sizes), strict=True)
+        return [{"w": he(k, shape), "b": jnp.zeros(shape[1])} for k, shape in shapes]
+
+    def embed(body, inputs):
+        features = inputs.reshape(len(inputs), -1)
+        for layer in body:
+            features = jax.nn.relu(features @ layer["w"] + layer["b"][None])
+        return features
+
+    return init, embed

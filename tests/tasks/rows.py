@@ -79,6 +79,14 @@ def few_images():
     return tasks.episodes(data.ClassPool(inputs))
 
 
+def perceptron_embedding():
+    """Two layers and a head, 2-way 1-shot."""
+    shape = few_images().inner.pool.inputs.shape
+    return tasks.few_shot_embedding(
+        *tasks.mlp_embedding(shape[2:], widths=(4, 3)), pool_shape=shape, num_ways=2, num_queries=2
+    )
+
+
 def small_convnet(statistics):
     """Two blocks, 2-way 1-shot."""
     sizes = {"num_ways": 2, "num_shots": 1, "num_queries": 2}
@@ -162,6 +170,7 @@ TASK_ROWS = [
         "few_shot_embedding unit_features",
         lambda: (embedding_family(tasks.unit_features(pixels_times)), episodes().outer),
     ),
+    ("mlp_embedding", lambda: query_of(perceptron_embedding(), few_images())),
     ("few_shot_convnet", lambda: support_of(small_convnet("transductive"), few_images())),
     ("few_shot_convnet", lambda: query_of(small_convnet("support"), few_images())),
     ("few_shot_mlp", lambda: query_of(small_few_shot_mlp(), few_images())),

@@ -49,7 +49,21 @@ def test_unit_features_have_norm_one_and_a_finite_slope_at_zero(x64):
     assert np.isfinite(slope).all()
 
 
+def test_the_perceptron_is_the_textbook_one_also_in_parts(x64):
+    init, embed = tasks.mlp_embedding((2, 3, 1), widths=(5, 4))
+    body = jax.tree.map(lambda x: x + 0.1, init(jax.random.key(0)))
+    inputs = jax.random.normal(jax.random.key(1), (7, 2, 3, 1))
+    expected = np.asarray(inputs).reshape(7, 6)
+    for layer in body:
+        expected = np.maximum(expected @ np.asarray(layer["w"]) + np.asarray(layer["b"]), 0)
+    assert expected.shape == (7, 4)
+    np.testing.assert_allclose(embed(body, inputs), expected, rtol=1e-12)
+    np.testing.assert_allclose(embed(body[1:], embed(body[:1], inputs)), expected, rtol=1e-12)
+
+
 def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match=r"mlp_embedding: in_shape=\(2,\) and widths=\(\) must be"):
+        tasks.mlp_embedding((2,), widths=())
     with pytest.raises(ValueError, match="few_shot_embedding: num_shots=0"):
         family(num_shots=0)
     with pytest.raises(ValueError, match="few_shot_embedding: data is a tuple"):
