@@ -70,6 +70,38 @@ def test_an_outer_step_of_size_one_goes_to_the_mean_of_the_adapted_parameters(x6
     np.testing.assert_allclose(moved, mean, rtol=1e-12)
 
 
+def test_on_a_game_the_pseudo_gradient_is_where_both_players_go_in_closed_form(x64):
+    """FIGR, arXiv:1901.02199: Reptile on a pair, of which one ascends what the other descends.
+
+    L(x, y) = ½ x² + b x y − ½ y² − s y for a task s, so that both move along A (x, y) + (0, s).
+    """
+    slope, rate, num_steps = 0.7, 0.1, 4
+    shifts = jnp.array([0.4, -1.1])
+
+    def loss(params, task_params, batch, key):
+        x, y = params["generator"], params["discriminator"]
+        return 0.5 * x**2 + slope * x * y - 0.5 * y**2 - batch * y, ()
+
+    family = core.TaskFamily(
+        sample=lambda key: (),
+        init=lambda task_params, key: {"generator": jnp.zeros(()), "discriminator": jnp.zeros(())},
+        batch=lambda data, task_params, key: data,
+        loss=loss,
+    )
+    players = {"generator": optax.sgd(rate), "discriminator": optax.sgd(-rate)}
+    inner_opt = optax.partition(players, {name: name for name in players})
+    estimator = reptile(family, inner_opt, num_steps=num_steps, num_tasks=1).estimator
+    theta = {"generator": jnp.array(0.3), "discriminator": jnp.array(-0.8)}
+    run = jax.jit(estimator.estimate)
+    for shift in shifts:
+        estimate, _ = run(theta, (), shift, jax.random.key(0))
+        start = z = np.array([0.3, -0.8])
+        for _ in range(num_steps):
+            z = z - rate * (np.array([[1, slope], [-slope, 1]]) @ z + np.array([0, shift]))
+        found = [estimate.grad["generator"], estimate.grad["discriminator"]]
+        np.testing.assert_allclose(found, start - z, rtol=1e-10)
+
+
 def rows_family() -> core.TaskFamily:
     """L = ½ mean (p − row)²: a batch is rows, and the gradient of one is p minus their mean."""
     return core.TaskFamily(
