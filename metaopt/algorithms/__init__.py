@@ -24,6 +24,11 @@ from metaopt.algorithms._evolution import (
 )
 from metaopt.algorithms._finetune_prototypes import finetune_prototypes
 from metaopt.algorithms._good_embedding import Distilled, good_embedding, logistic_regression
+from metaopt.algorithms._gradient_regularisation import (
+    GradientRegularisationTheta,
+    LowRank,
+    gradient_regularisation,
+)
 from metaopt.algorithms._imaml import imaml
 from metaopt.algorithms._interference import interference, online
 from metaopt.algorithms._interval_bounds import Bounds, interval_bounds, interval_maml
@@ -119,12 +124,14 @@ __all__ = [
     "EvolutionResult",
     "FeatureClusters",
     "FewShotScores",
+    "GradientRegularisationTheta",
     "LPGAgent",
     "LPGRule",
     "LPGState",
     "LPGTargets",
     "LearnedLossTheta",
     "LossWeightsTheta",
+    "LowRank",
     "MAMLPlusPlusState",
     "MAMLPlusPlusTheta",
     "MetaCurvatureTheta",
@@ -163,6 +170,7 @@ __all__ = [
     "few_shot_scores",
     "finetune_prototypes",
     "good_embedding",
+    "gradient_regularisation",
     "identify",
     "imaml",
     "interference",

@@ -459,6 +459,15 @@ ALGORITHM_ROWS = [
     ("step_statistics batch_norm_leaves", statistics_by_step),
     ("imaml", lambda: of(algorithms.imaml(parabolas(), optax.sgd(0.1), **STEPS))),
     (
+        "gradient_regularisation",
+        lambda: of(
+            algorithms.gradient_regularisation(
+                linear_few_shot(), optax.sgd(0.1), num_features=6, rank=2, hidden=(3,), **STEPS
+            ),
+            episodes(),
+        ),
+    ),
+    (
         "meta_curvature",
         lambda: of(
             algorithms.meta_curvature(linear_few_shot(), optax.sgd(0.1), **STEPS), episodes()

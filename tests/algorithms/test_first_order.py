@@ -102,6 +102,9 @@ LEARNERS = {
     "meta_curvature": lambda family: algorithms.meta_curvature(
         family, INNER, num_steps=2, **SETTINGS
     ),
+    "gradient_regularisation": lambda family: algorithms.gradient_regularisation(
+        family, INNER, num_features=2, rank=2, hidden=(2,), num_steps=2, **SETTINGS
+    ),
     "t_net": lambda family: algorithms.t_net(family, INNER, num_steps=2, **SETTINGS),
     "warp_grad": lambda family: algorithms.warp_grad(
         warped(family), INNER, num_steps=2, **SETTINGS
@@ -132,7 +135,8 @@ def estimate(name, family):
     """`(theta) -> estimate`, and theta."""
     learner = LEARNERS[name](family)
     data = STREAM if name == "interference" else DATA
-    theta = learner.init(jax.random.key(0))
+    # A network whose last layer is zero has no other gradients yet.
+    theta = jax.tree.map(lambda x: x + 0.1, learner.init(jax.random.key(0)))
 
     def run(theta):
         state = learner.estimator.init(theta, data, jax.random.key(1))
