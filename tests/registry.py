@@ -935,6 +935,7 @@ _EXEMPT = {
         algorithms.MAMLPlusPlusState algorithms.MAMLPlusPlusTheta algorithms.MetaSGDTheta
         algorithms.LearnedLossTheta algorithms.LossWeightsTheta algorithms.MetaCurvatureTheta
         algorithms.NPBMLTheta algorithms.Warped
+        algorithms.GradientRegularisationTheta algorithms.LowRank
         algorithms.Episode algorithms.FewShotScores algorithms.MetaLearner data.ClassPool
         algorithms.BoundedTask algorithms.BoxedInputs algorithms.ClusteredTask
         algorithms.Bounds algorithms.Clusters algorithms.Distilled algorithms.MixedInputs
