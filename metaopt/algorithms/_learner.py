@@ -30,6 +30,7 @@ from metaopt.core import (
     checked,
     loss_functions,
 )
+from metaopt.estimators._checked import checked_estimator
 from metaopt.estimators._reach import check_reach
 from metaopt.estimators._shared import check_tasks, map_tasks
 from metaopt.unroll import Gradient, Loop, Remat, unroll
@@ -210,7 +211,8 @@ def episode_estimator(
             check_reach(name, meta_loss, theta, data, jax.random.clone(key))
         return estimator.estimate(theta, state, data, key)
 
-    return Estimator(estimator.init, estimate)
+    # Here again, because first-order gradients look at theta before the estimator does.
+    return checked_estimator(name, estimator.init, estimate)
 
 
 @checked

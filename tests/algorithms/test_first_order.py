@@ -182,3 +182,12 @@ def test_a_leaf_of_a_policy_that_nothing_reaches_is_named():
     theta = learner.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"maml_rl: gradient='first_order' leaves theta\['idle'\]"):
         learner.estimator.estimate(theta, (), (), jax.random.key(1))
+
+
+@pytest.mark.parametrize("gradient", ["reverse", "first_order"])
+def test_a_theta_without_gradients_is_refused_in_the_name_of_the_learner(gradient):
+    family = weighted(query=True)
+    learner = algorithms.maml(family, INNER, num_steps=1, **SETTINGS | {"gradient": gradient})
+    theta = jax.tree.map(lambda x: x.astype(jnp.int32), learner.init(jax.random.key(0)))
+    with pytest.raises(TypeError, match="maml: theta"):
+        learner.estimator.estimate(theta, (), DATA, jax.random.key(1))
