@@ -3,11 +3,12 @@
     g' = (1 − z) |g| N(g) / |N(g)| + z g,    N(g) = g + silu(g V) U,    z = sigmoid(gate(support))
 
 for every array, a matrix of rows along its last axis; |·| is the norm of the array, so that N
-changes directions alone where z = 0, and nothing changes where z = 1. U starts at 0, where this is
-MAML. The inner gradient is a constant for the meta-gradient (`gradient="first_order"`), which
-reaches N and the gate through the steps. SUPMER: Pan et al. 2023, arXiv:2303.12314, §3.3, whose N
-has no identity beside it, and whose parameters are soft prompts of a language model, meta-trained
-on tasks made of unlabelled text; prompts and tasks are a family's business here.
+changes directions alone where z = 0, and nothing changes where z = 1; an array of one entry has no
+other direction, and what would turn it gets no gradient. U starts at 0, where this is MAML. The
+inner gradient is a constant for the meta-gradient (`gradient="first_order"`), which reaches N and
+the gate through the steps. SUPMER: Pan et al. 2023, arXiv:2303.12314, §3.3, whose N has no identity
+beside it, and whose parameters are soft prompts of a language model, meta-trained on tasks made of
+unlabelled text; prompts and tasks are a family's business here.
 """
 
 from typing import NamedTuple
