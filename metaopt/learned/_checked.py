@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.core import LearnedOptimizer
+from metaopt.tree._explicit_axes import place_state, with_automatic_axes
 
 
 def checked_optimizer(name: str, init: Callable, optimizer: Callable) -> LearnedOptimizer:
@@ -18,9 +19,17 @@ def checked_optimizer(name: str, init: Callable, optimizer: Callable) -> Learned
 
         def init_state(params):
             _check_params(name, params)
-            return tx.init(params)
+            return place_state(tx.init(params), params)
 
-        return optax.GradientTransformationExtraArgs(init_state, tx.update)
+        def update(updates, state, params=None, **extra):
+            return on_any_axes((theta, num_steps), updates, state, params, extra)
+
+        return optax.GradientTransformationExtraArgs(init_state, update)
+
+    @with_automatic_axes
+    def on_any_axes(context, updates, state, params, extra):
+        theta, num_steps = context
+        return optimizer(theta, num_steps=num_steps).update(updates, state, params, **extra)
 
     return LearnedOptimizer(init, checked)
 

@@ -96,8 +96,9 @@ def map_leaves(
 
 
 def zeros(param: Array, num: int) -> Float[Array, "num ..."]:
-    """`num` accumulators for one tensor."""
-    return jnp.zeros((num, *(param.shape or (1,))), working_dtype(param))
+    """`num` accumulators for one tensor, split over devices as it is."""
+    one = jnp.zeros_like(param, working_dtype(param))
+    return jnp.broadcast_to(one, (num, *(param.shape or (1,))))
 
 
 def ema(average: Array, value: Array, decays: Array | tuple[Scalar, ...]) -> Array:
@@ -121,12 +122,12 @@ def factored_zeros(param: Array, num: int) -> Factored:
     if len(param.shape) < 2:
         return Factored(row=zeros(param, num), col=jnp.zeros((num, 1), working_dtype(param)))
 
-    def averaged_over(axis):
-        shape = (*param.shape[:axis], 1, *param.shape[axis + 1 :])
-        return jnp.zeros((num, *shape), working_dtype(param))
-
     second, longest = factored_axes(param.shape)
-    return Factored(row=averaged_over(longest), col=averaged_over(second))
+    planes = zeros(param, num)
+    return Factored(
+        row=jnp.sum(planes, axis=longest + 1, keepdims=True),
+        col=jnp.sum(planes, axis=second + 1, keepdims=True),
+    )
 
 
 def factored_update(moment: Factored, grad: Array, decays: Array | tuple[float, ...]) -> Factored:

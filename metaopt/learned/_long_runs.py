@@ -81,7 +81,7 @@ def _with_decay(rule, weight_decay) -> optax.GradientTransformationExtraArgs:
 
 def _averaged(rule, every) -> optax.GradientTransformationExtraArgs:
     def init(params):
-        sums = jax.tree.map(lambda p: jnp.zeros(p.shape, working_dtype(p)), params)
+        sums = jax.tree.map(lambda p: jnp.zeros_like(p, working_dtype(p)), params)
         loss = jnp.zeros((), shared_dtype(params))
         return LongRunsState(jnp.zeros((), jnp.int32), sums, loss, rule.init(params))
 

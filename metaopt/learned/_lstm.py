@@ -91,7 +91,13 @@ def lstm(
             dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
 
             def zeros():
-                return jax.tree.map(lambda p: jnp.zeros((*p.shape, hidden_size), dtype), params)
+                # Split over devices as its parameter is.
+                return jax.tree.map(
+                    lambda p: jnp.broadcast_to(
+                        jnp.zeros_like(p, dtype)[..., None], (*p.shape, hidden_size)
+                    ),
+                    params,
+                )
 
             return CoordinateLSTMState(
                 tuple(LSTMState(zeros(), zeros()) for _ in range(num_layers))

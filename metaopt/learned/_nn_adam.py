@@ -111,7 +111,7 @@ def nn_adam(
             dtype = jnp.result_type(jnp.float32, *leaves)
             moments = init_leaves(
                 lambda p: NNAdamMoments(
-                    *(jnp.zeros(p.shape or (1,), working_dtype(p)) for _ in range(2))
+                    *(jnp.zeros_like(p, working_dtype(p), p.shape or (1,)) for _ in range(2))
                 ),
                 params,
             )

@@ -4,6 +4,7 @@ from metaopt.optimizers._accelerated import AcceleratedState, agd, fista
 from metaopt.optimizers._adagrad_norm import AdaGradNormState, adagrad_norm, scale_by_adagrad_norm
 from metaopt.optimizers._ademamix_schedules import ademamix_alpha_schedule, ademamix_b3_schedule
 from metaopt.optimizers._ai_sarah import AISarah, AISarahState, ai_sarah
+from metaopt.optimizers._auto_axes import auto_axes
 from metaopt.optimizers._auto_clip import AutoClipState, auto_clip, safe_clip_by_global_norm
 from metaopt.optimizers._batch_size_tests import (
     BatchSizeTest,
@@ -188,6 +189,7 @@ __all__ = [
     "annealed_alpha",
     "assemble_units",
     "augmented_test",
+    "auto_axes",
     "auto_clip",
     "averaged_params",
     "boost_units",

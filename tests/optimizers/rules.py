@@ -297,6 +297,7 @@ RULES = [
         "auto_clip",
         lambda lr: optax.chain(optimizers.auto_clip(percentile=50.0, history=4), optax.sgd(lr)),
     ),
+    Rule("auto_axes", lambda lr: optimizers.auto_axes(optax.sgd(lr, momentum=0.5))),
     Rule(
         "safe_clip_by_global_norm",
         lambda lr: optax.chain(optimizers.safe_clip_by_global_norm(1.0), optax.sgd(lr)),
