@@ -290,8 +290,7 @@ def figure(record: dict, path: pathlib.Path) -> None:
         panel.grid(color="0.9")
     panels[0].invert_yaxis()
     panels[1].legend(frameon=False)
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ Writes results/amortised_fields.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 from itertools import pairwise
 
 from metaopt import doctor
@@ -34,7 +32,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, data, tasks, train  # noqa: E402
+from metaopt import algorithms, data, eval, tasks, train  # noqa: E402
 
 SIZE = 16
 
@@ -170,7 +168,7 @@ def tests(config: Config, pool_shape) -> dict:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     pool, held_out = images()
     ways, test_ways = tests(config, pool.shape), tests(config, held_out.shape)
     runs = {
@@ -194,18 +192,9 @@ def main(config: Config) -> dict:
             results[name].append(float(jnp.mean(found.aux.psnr)))
     three = f"MAML, {config.steps[0]} steps"
     gaps = [a - b for a, b in zip(results["one pass"], results[three], strict=True)]
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "bar": -0.5,
-        "results": results,
-        "one pass less three steps": gaps,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"bar": -0.5, "results": results, "one pass less three steps": gaps})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -217,8 +206,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         axes.plot([index] * len(values), values, "o", color="C1" if "MAML" in name else "C0")
     axes.set_xticks(range(len(record["results"])), record["results"], rotation=20, ha="right")
     axes.set(ylabel="PSNR on held-out images, dB")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

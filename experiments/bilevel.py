@@ -14,7 +14,6 @@ setting. Writes results/bilevel.json and a figure.
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import numpy as np
 import optax
 import tyro
 
-from metaopt import core, data, doctor, estimators, train
+from metaopt import core, data, doctor, estimators, eval, train
 
 HERE = pathlib.Path(__file__).parent
 
@@ -329,6 +328,7 @@ def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
     doctor.guard_cpu()
     doctor.enable_compilation_cache()
+    record = train.Record(config)
     solvers = {name: SOLVERS[name] for name in config.solvers or SOLVERS}
     results = {}
     for label, make in (("quadratics", quadratics), ("logistic", logistic), ("digits", cleaning)):
@@ -350,16 +350,9 @@ def main(config: Config) -> dict:
         for low, high in pairs
         if {low, high} <= set(solvers)
     ]
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"jax": jax.__version__, "optax": optax.__version__},
-        "results": results,
-        "orderings": orderings,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return json.loads(config.out.read_text())
+    found = record.write({"results": results, "orderings": orderings})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -381,7 +374,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
     for panel in panels[:, 0]:
         panel.set_ylabel("value (see the script)")
     canvas.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right", frameon=False)
-    canvas.savefig(path.with_suffix(".png"), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

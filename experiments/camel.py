@@ -19,8 +19,6 @@ Writes results/camel.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -32,7 +30,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, data, tasks, train  # noqa: E402
+from metaopt import algorithms, data, eval, tasks, train  # noqa: E402
 
 SYSTEMS = {"oscillator": tasks.oscillator, "charges": tasks.point_charges}
 BARS = {"error over variance": 0.02, "lowest R2": 0.75, "mean R2": 0.9}
@@ -187,7 +185,8 @@ def summary(config: Config, found: dict) -> dict:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start, results = time.perf_counter(), {}
+    record = train.Record(config)
+    results = {}
     for name, make in SYSTEMS.items():
         run = one_seed(config, make())
         # One seed after the other, in one program: vectorised there would be one more array axis
@@ -195,17 +194,9 @@ def main(config: Config) -> dict:
         each = jax.jit(lambda seeds, run=run: jax.lax.map(lambda s: run(jax.random.key(s)), seeds))
         found = jax.tree.map(np.asarray, each(jnp.array(config.seeds)))
         results[name] = summary(config, found)
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "bars": BARS,
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"bars": BARS, "results": results})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -232,8 +223,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         axes.plot(ends, ends, color="grey", lw=0.8)
         axes.set(xlabel="parameter", ylabel="read off the weights", title=name)
         axes.legend(frameon=False, fontsize="x-small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

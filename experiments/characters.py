@@ -22,7 +22,6 @@ Writes results/characters.json and a figure beside it.
 import dataclasses
 import functools
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -34,7 +33,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, data, tasks, train  # noqa: E402
+from metaopt import algorithms, data, eval, tasks, train  # noqa: E402
 
 LEARNERS = {
     "MAML": ("transductive", algorithms.maml, {}),
@@ -254,35 +253,28 @@ def figure(config: Config, record: dict) -> None:
         axis.set_title(f"5-way {shots}-shot")
     axes[0].set_ylabel("accuracy on new characters")
     axes[0].legend(frameon=False, title="statistics at the test")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(config.out.with_suffix(suffix), dpi=150)
+    eval.save_figure(canvas, config.out)
 
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
+    record = train.Record(config)
     start = time.perf_counter()
     pools = {seed: pools_of(config, seed) for seed in config.seeds}
     results: dict = {}
-    record: dict = {}
+    found: dict = {}
     for shots in config.shots:
         results[str(shots)] = {}
         for seed in config.seeds:
             results[str(shots)][str(seed)] = one_run(config, pools[seed], shots, seed)
             print(f"{shots}-shot, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
-        record = {
-            "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-            "versions": {"python": platform.python_version(), "jax": jax.__version__},
-            "seconds": round(time.perf_counter() - start, 1),
-            "summary": summary(results),
-            "results": results,
-        }
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        train.write_json(config.out, record)  # After each: they take minutes.
-    figure(config, record)
-    for shots, rows in record["summary"].items():
+        # After each: they take minutes.
+        found = record.write({"summary": summary(results), "results": results})
+    figure(config, found)
+    for shots, rows in found["summary"].items():
         for name, row in rows.items():
             print(f"{shots}-shot {name}: {row}")
-    return record
+    return found
 
 
 if __name__ == "__main__":

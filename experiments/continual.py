@@ -21,8 +21,6 @@ Writes results/continual.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 from typing import NamedTuple
 
 from metaopt import doctor
@@ -35,7 +33,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, data, estimators, tasks, train  # noqa: E402
+from metaopt import algorithms, core, data, estimators, eval, tasks, train  # noqa: E402
 
 
 class Stream(NamedTuple):
@@ -233,7 +231,8 @@ def pools(config: Config, seed: int) -> list[core.Split]:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start, results, memory = time.perf_counter(), {}, {}
+    record = train.Record(config)
+    results, memory = {}, {}
     for name in config.kinds:
         bench = Bench(config, STREAMS[name])
         run = jax.jit(bench.one_seed)
@@ -244,17 +243,9 @@ def main(config: Config) -> dict:
         }
         memory[name] = bench.memories()
         print(name, {k: np.round(np.mean(v, axis=0), 3) for k, v in results[name].items()})
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "results": results,
-        "memory": memory,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"results": results, "memory": memory})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -273,8 +264,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         panel.set_xlim(0.5, values.shape[1] + 0.5)
     panels[0].set_ylabel("accuracy after the stream")
     panels[-1].legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ Writes results/coordinate_check.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -168,21 +166,13 @@ def claims(results: dict) -> dict:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     digits = data.digits().train
     pool = digits._replace(inputs=jnp.asarray(digits.inputs, jnp.float32))
     results = {form: check(config, pool, form) for form in FORMS}
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "slopes": claims(results),
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"slopes": claims(results), "results": results})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -206,8 +196,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
     panels[0].set_ylabel(f"change of the last hidden layer\nafter {steps} steps (RMS)")
     handles, labels = panels[1].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

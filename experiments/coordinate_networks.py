@@ -16,7 +16,6 @@ and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -29,7 +28,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, data, tasks, train  # noqa: E402
+from metaopt import algorithms, data, eval, tasks, train  # noqa: E402
 
 RULES = {"gradient descent": optax.sgd, "Adam": optax.adam}
 
@@ -231,12 +230,12 @@ def figure(config: Config, record: dict) -> None:
         axis.set(title=title, xlabel="steps", xscale="symlog")
     axes[0].set_ylabel("PSNR of all pixels, dB")
     axes[0].legend(frameon=False)
-    for suffix in (".png", ".svg"):
-        canvas.savefig(config.out.with_suffix(suffix), dpi=150)
+    eval.save_figure(canvas, config.out)
 
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
+    record = train.Record(config)
     start = time.perf_counter()
     digits = data.digits()
     images = {"train": resized(digits.train), "test": resized(digits.test)}
@@ -255,19 +254,16 @@ def main(config: Config) -> dict:
     for seed in config.seeds:
         results[str(seed)] = one_seed(config, trainers, fitters, pools, seed)
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "seconds": time.perf_counter() - start,
-        "summary": summary(config, results),
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    figure(config, record)
-    for name, values in record["summary"].items():
+    found = record.write(
+        {
+            "summary": summary(config, results),
+            "results": results,
+        }
+    )
+    figure(config, found)
+    for name, values in found["summary"].items():
         print(f"{name:44s}", *(f"{x:8.2f}" if x is not None else "       -" for x in values))
-    return record
+    return found
 
 
 if __name__ == "__main__":

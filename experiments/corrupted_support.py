@@ -20,7 +20,6 @@ Writes results/corrupted_support.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -33,7 +32,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, data, tasks, train  # noqa: E402
+from metaopt import algorithms, core, data, eval, tasks, train  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,8 @@ def mean_weights(cfg: Config, theta, key):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start, results, curves = time.perf_counter(), {}, {}
+    record = train.Record(config)
+    results, curves = {}, {}
     keys = jax.vmap(jax.random.key)(jnp.array(config.seeds))
     test_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     for name, make in LEARNERS.items():  # On the same keys.
@@ -174,19 +174,15 @@ def main(config: Config) -> dict:
             wrong, right = np.asarray(jax.jit(of_seeds)(theta, jax.random.clone(test_keys))).T
             results[name]["mean weight of wrong points"] = [float(x) for x in wrong]
             results[name]["mean weight of right points"] = [float(x) for x in right]
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "process seconds": round(time.process_time(), 1),
-        "bars": {"learned weights / MAML, 5 steps": 0.6},
-        "results": results,
-        "curves": curves,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write(
+        {
+            "bars": {"learned weights / MAML, 5 steps": 0.6},
+            "results": results,
+            "curves": curves,
+        }
+    )
+    _figure(found, config.out)
+    return found
 
 
 def smooth(curve) -> list[float]:
@@ -204,8 +200,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         axes.plot((np.arange(len(curve)) + 0.5) * stretch, curve, label=name)
     axes.set(yscale="log", xlabel="outer updates", ylabel="query loss after 5 steps")
     axes.legend(frameon=False)
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ and a figure for each problem.
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -66,6 +65,7 @@ def main(config: Config) -> dict:
     """Measures everything, writes the results and returns them."""
     doctor.guard_cpu()
     doctor.enable_compilation_cache()
+    record = train.Record(config)
     results = {}
     for name in config.problems:
         start = time.perf_counter()
@@ -92,17 +92,9 @@ def main(config: Config) -> dict:
             **_rounded(eval.to_json(diagnosis)),
         }
         print("\n".join(results[name]["recommendation"]), flush=True)
-    settings = dataclasses.asdict(config)
-    del settings["out"]
-    record = {
-        "config": settings,
-        "versions": {"jax": jax.__version__, "optax": optax.__version__},
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    draw(record, config.out)
-    return json.loads(config.out.read_text())
+    found = record.write({"results": results})
+    draw(found, config.out)
+    return found
 
 
 def quadratic() -> Problem:
@@ -196,8 +188,7 @@ def _summary(record: dict, path: pathlib.Path) -> None:
     canvas.legend(
         *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False
     )
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

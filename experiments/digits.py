@@ -51,6 +51,7 @@ class Config:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
+    record = train.Record(config)
     records = {}
     for outer_loss in config.outer_losses:
         folders = [config.runs / f"{outer_loss}-{seed}" for seed in config.meta_seeds]
@@ -64,16 +65,15 @@ def main(config: Config) -> dict:
                 raise SystemExit(f"metaopt train into {folder} failed")
             train.write_json(timing, time.perf_counter() - start)
         records[outer_loss] = _summarise(folders)
-    record = {
-        "config": {k: getattr(config, k) for k in ("meta_seeds", "outer_losses", "settings")},
-        "versions": json.loads((folders[-1] / "settings.json").read_text())["versions"],
-        "run": json.loads((folders[-1] / "settings.json").read_text())["settings"],
-        "results": records,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write(
+        {
+            "versions": json.loads((folders[-1] / "settings.json").read_text())["versions"],
+            "run": json.loads((folders[-1] / "settings.json").read_text())["settings"],
+            "results": records,
+        }
+    )
+    _figure(found, config.out)
+    return found
 
 
 def _summarise(folders: list[pathlib.Path]) -> dict:
@@ -165,8 +165,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("training loss (nats), smoothed")
     axes[0].legend(frameon=False)
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

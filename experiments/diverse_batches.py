@@ -18,8 +18,6 @@ a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -31,7 +29,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, tasks, train  # noqa: E402
+from metaopt import algorithms, eval, tasks, train  # noqa: E402
 
 BAR = 0.75
 AMPLITUDE = 4.0
@@ -164,7 +162,7 @@ def maml_errors(config: Config, size: int):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     seeds = jnp.array(config.seeds)
     results = {}
     for size in config.sizes:
@@ -184,17 +182,9 @@ def main(config: Config) -> dict:
             }
             for index, name in enumerate(("uniform", "diverse"))
         }
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "bar": BAR,
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"bar": BAR, "results": results})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -221,8 +211,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         axes.set(xlabel="tasks of the kind", title=f"batches of {size}", yscale="log")
     canvas.axes[0].set_ylabel("error after adaptation")
     canvas.axes[0].legend(frameon=False)
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ Writes results/few_tasks.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -28,7 +26,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, data, tasks, train  # noqa: E402
+from metaopt import algorithms, data, eval, tasks, train  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +122,7 @@ def programs(cfg: Config):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start, busy = time.perf_counter(), time.process_time()
+    record = train.Record(config)
     fit, test = programs(config)
     runs = []
     for seed in config.seeds:
@@ -136,18 +134,9 @@ def main(config: Config) -> dict:
                 row = {"seed": seed, "base classes": count, "method": name}
                 runs.append(row | {"1 shot": float(one), "5 shots": float(five)})
         print(runs[-2:], flush=True)
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "processor_seconds": round(time.process_time() - busy, 1),
-        "runs": runs,
-        "gains": gains(config, runs),
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"runs": runs, "gains": gains(config, runs)})
+    _figure(found, config.out)
+    return found
 
 
 def gains(cfg: Config, runs: list[dict]) -> dict:
@@ -189,8 +178,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         axes.minorticks_off()
     canvas.axes[0].set(ylabel="accuracy on new characters")
     canvas.axes[0].legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

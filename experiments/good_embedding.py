@@ -23,8 +23,6 @@ Writes results/good_embedding.json and a figure beside it.
 import dataclasses
 import itertools
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -36,7 +34,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, data, tasks, train  # noqa: E402
+from metaopt import algorithms, core, data, eval, tasks, train  # noqa: E402
 
 RATES = (0.0, 1e-4, 1e-3, 1e-2)
 FULL_RATES = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -279,22 +277,14 @@ def least_tau(rows: dict, names: tuple[str, ...], readers: tuple[str, ...]) -> f
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start, busy = time.perf_counter(), time.process_time()
+    record = train.Record(config)
     bench, results = Bench(config), {}
     for seed in config.seeds:
         results[str(seed)] = one_seed(bench, seed)
         print(f"seed {seed}: {results[str(seed)]['bars']}", flush=True)
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "processor_seconds": round(time.process_time() - busy, 1),
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"results": results})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -313,8 +303,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="1-shot accuracy on new characters")
     axes.legend(frameon=False, fontsize="small", title="read by")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

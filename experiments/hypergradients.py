@@ -22,8 +22,6 @@ Writes results/hypergradients.json and a figure beside it.
 import dataclasses
 import functools
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -35,7 +33,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import core, data, estimators, implicit, train  # noqa: E402
+from metaopt import core, data, estimators, eval, implicit, train  # noqa: E402
 
 DIM = 40
 
@@ -264,20 +262,14 @@ def nystrom(cfg: Config, seed: int) -> dict:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start, results = time.perf_counter(), {}
+    record = train.Record(config)
+    results = {}
     with jax.enable_x64(True):
         for part in (catalogue, penalties, imaml, nystrom):
             results[part.__name__] = {str(seed): part(config, seed) for seed in config.seeds}
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"results": results})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -292,8 +284,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         axes.plot([int(k) for k in first], mean, marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="steps or products", ylabel="relative error")
     axes.legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

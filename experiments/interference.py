@@ -16,8 +16,6 @@ Writes results/interference.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -29,7 +27,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, tasks, train  # noqa: E402
+from metaopt import algorithms, eval, tasks, train  # noqa: E402
 
 DATA = tasks.episodes(())
 BAR = 0.1
@@ -157,7 +155,7 @@ def one_seed(config: Config):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     run = one_seed(config)
     each = jax.jit(jax.vmap(lambda seed: run(jax.random.key(seed))))
     found = jax.tree.map(np.asarray, each(jnp.array(config.seeds)))
@@ -173,20 +171,17 @@ def main(config: Config) -> dict:
     fast, oml = (np.array(results[name]["all functions"]) for name in names[1:])
     every = max(1, config.steps // 100)
     smooth = found["losses"][:, :, : config.steps // every * every]
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "bar": BAR,
-        "results": results,
-        "ratio": (oml / fast).tolist(),
-        "losses": smooth.reshape(*smooth.shape[:2], -1, every).mean(axis=-1).tolist(),
-        "losses every": every,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write(
+        {
+            "bar": BAR,
+            "results": results,
+            "ratio": (oml / fast).tolist(),
+            "losses": smooth.reshape(*smooth.shape[:2], -1, every).mean(axis=-1).tolist(),
+            "losses every": every,
+        }
+    )
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -208,8 +203,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         right.plot([], [], color=f"C{index + 1}", label=name)
     right.set(yscale="log", xlabel="outer steps", ylabel="meta-loss of its own streams")
     right.legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ Writes results/l2l.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -202,7 +201,7 @@ def _interval(values: np.ndarray) -> dict[str, float]:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    begin = time.perf_counter()
+    record = train.Record(config)
     _, key_tune, key_compare = jax.random.split(jax.random.key(config.seeds[0]), 3)
     rule = learned.lstm(output_scale=config.output_scale)
     makers, probes, seconds = {}, {}, []
@@ -227,22 +226,17 @@ def main(config: Config) -> dict:
         for name, make in BASELINES.items()
     }
     makers |= {name: make(tuned[name].best) for name, make in BASELINES.items()}
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": {
-            "meta-training": seconds,
-            "all": round(time.perf_counter() - begin, 1),
-        },
-        "learning rates": {name: found.best for name, found in tuned.items()},
-        "at an end of the grid": [name for name, found in tuned.items() if found.at_edge],
-        "probes": probes,
-        "results": compare(config, makers, key_compare),
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config)
-    return record
+    found = record.write(
+        {
+            "seconds of meta-training": seconds,
+            "learning rates": {name: rate.best for name, rate in tuned.items()},
+            "at an end of the grid": [name for name, rate in tuned.items() if rate.at_edge],
+            "probes": probes,
+            "results": compare(config, makers, key_compare),
+        }
+    )
+    _figure(found, config)
+    return found
 
 
 def _figure(record: dict, config: Config) -> None:
@@ -259,8 +253,7 @@ def _figure(record: dict, config: Config) -> None:
         right.plot([int(step) for step in probes], list(probes.values()), label=f"LSTM {seed}")
     right.set(xlabel="outer step", ylabel=f"mean log10 f at step {config.num_steps}")
     right.set_title("meta-training: the probe")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(config.out.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, config.out)
 
 
 if __name__ == "__main__":

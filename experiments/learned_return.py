@@ -15,8 +15,6 @@ Writes results/learned_return.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -28,7 +26,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, estimators, tasks, train  # noqa: E402
+from metaopt import algorithms, core, estimators, eval, tasks, train  # noqa: E402
 
 NUM_STATES = 10
 BARS = {"discount": 0.95, "error": 0.2, "error over fixed": 0.4}
@@ -99,7 +97,7 @@ def run(cfg: Config, outer_rate):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     # A rate of zero leaves the settings as they are, in the same program.
     pairs = [(rate, seed) for rate in (config.outer_rate, 0.0) for seed in config.seeds]
     rates, seeds = (jnp.asarray(x) for x in zip(*pairs, strict=True))
@@ -109,37 +107,34 @@ def main(config: Config) -> dict:
     learned, fixed = ([x[i] for x in curves] for i in range(2))
     discounts, traces, errors = (x[:, -1] for x in learned)
     ratios = errors / fixed[2][:, -1]
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "bars": BARS,
-        "results, per seed": {
-            "discount": discounts.tolist(),
-            "trace": traces.tolist(),
-            "error": errors.tolist(),
-            "error with fixed settings": fixed[2][:, -1].tolist(),
-            "error over fixed": ratios.tolist(),
-        },
-        "reached, per seed": {
-            "discount": (discounts >= BARS["discount"]).tolist(),
-            "error": (errors <= BARS["error"]).tolist(),
-            "error over fixed": (ratios <= BARS["error over fixed"]).tolist(),
-        },
-        "curves": {
-            name: np.round(x[:, ::5], 4).tolist()
-            for name, x in (
-                ("discount", learned[0]),
-                ("trace", learned[1]),
-                ("error", learned[2]),
-                ("error with fixed settings", fixed[2]),
-            )
-        },
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write(
+        {
+            "bars": BARS,
+            "results, per seed": {
+                "discount": discounts.tolist(),
+                "trace": traces.tolist(),
+                "error": errors.tolist(),
+                "error with fixed settings": fixed[2][:, -1].tolist(),
+                "error over fixed": ratios.tolist(),
+            },
+            "reached, per seed": {
+                "discount": (discounts >= BARS["discount"]).tolist(),
+                "error": (errors <= BARS["error"]).tolist(),
+                "error over fixed": (ratios <= BARS["error over fixed"]).tolist(),
+            },
+            "curves": {
+                name: np.round(x[:, ::5], 4).tolist()
+                for name, x in (
+                    ("discount", learned[0]),
+                    ("trace", learned[1]),
+                    ("error", learned[2]),
+                    ("error with fixed settings", fixed[2]),
+                )
+            },
+        }
+    )
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -159,8 +154,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
             axes.fill_between(updates, mean - spread, mean + spread, alpha=0.2)
         axes.set(xlabel="update", ylim=(0, None))
         axes.legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ Writes results/learned_rl_rule.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -28,7 +26,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, estimators, tasks, train  # noqa: E402
+from metaopt import algorithms, core, estimators, eval, tasks, train  # noqa: E402
 
 NUM_PREDICTIONS = 8
 BAR = 1.15
@@ -137,7 +135,7 @@ def reinforce(cfg: Config, rate, key_test):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds))
     # The same bandits and draws for everybody, others for every seed.
     keys_test = jax.vmap(lambda seed: jax.random.key(1000 + seed))(jnp.asarray(config.seeds))
@@ -152,30 +150,27 @@ def main(config: Config) -> dict:
         for rate, x in zip(config.baseline_rates, others, strict=True)
     }
     same_rate = np.asarray(baselines[str(config.learning_rate)])
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "bar": BAR,
-        "regret, per seed": {"learned rule": totals.tolist(), "REINFORCE": baselines},
-        "ratio at the same rate, per seed": (totals / same_rate).tolist(),
-        "ratio to the best rate, per seed": (
-            totals / np.min(list(baselines.values()), axis=0)
-        ).tolist(),
-        "reached, per seed": (totals / same_rate <= BAR).tolist(),
-        "meta-losses": np.round(np.asarray(losses, float)[:, ::10], 4).tolist(),
-        "regret by update": {
-            "learned rule": np.round(np.mean(ours, axis=0), 4).tolist(),
-            **{
-                f"REINFORCE, {rate}": np.round(np.mean(x, axis=0), 4).tolist()
-                for rate, x in zip(config.baseline_rates, others, strict=True)
+    found = record.write(
+        {
+            "bar": BAR,
+            "regret, per seed": {"learned rule": totals.tolist(), "REINFORCE": baselines},
+            "ratio at the same rate, per seed": (totals / same_rate).tolist(),
+            "ratio to the best rate, per seed": (
+                totals / np.min(list(baselines.values()), axis=0)
+            ).tolist(),
+            "reached, per seed": (totals / same_rate <= BAR).tolist(),
+            "meta-losses": np.round(np.asarray(losses, float)[:, ::10], 4).tolist(),
+            "regret by update": {
+                "learned rule": np.round(np.mean(ours, axis=0), 4).tolist(),
+                **{
+                    f"REINFORCE, {rate}": np.round(np.mean(x, axis=0), 4).tolist()
+                    for rate, x in zip(config.baseline_rates, others, strict=True)
+                },
             },
-        },
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+        }
+    )
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -190,8 +185,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         right.plot(curve, label=name)
     right.set(xlabel="update of an agent", ylabel="regret", yscale="log")
     right.legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

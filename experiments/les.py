@@ -23,7 +23,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -254,23 +253,20 @@ def summarise(cfg: Config, cells: list[dict]) -> dict:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     tuned = tune(config)
     runs = {str(seed): meta_train(config, seed) for seed in config.seeds}
     cells = compare(config, tuned, runs)
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "isotropic": tuned,
-        "runs": runs,
-        "summary": summarise(config, cells),
-        "cells": cells,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(config, record)
-    return record
+    found = record.write(
+        {
+            "isotropic": tuned,
+            "runs": runs,
+            "summary": summarise(config, cells),
+            "cells": cells,
+        }
+    )
+    _figure(config, found)
+    return found
 
 
 def _figure(config: Config, record: dict) -> None:
@@ -291,8 +287,7 @@ def _figure(config: Config, record: dict) -> None:
     right.plot(ends, ends, color="black", linewidth=0.8)
     right.set(xlabel=f"{tuned}: median log10(best value)", ylabel="LES, the same")
     right.legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(config.out.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, config.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Writes results/navigation.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -29,7 +28,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, estimators, tasks, train  # noqa: E402
+from metaopt import algorithms, estimators, eval, tasks, train  # noqa: E402
 
 BARS = {"return after one step": -1.2, "above pretraining": 0.6}
 
@@ -121,7 +120,8 @@ def run(cfg: Config, method: str):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start, returns, losses, seconds = time.perf_counter(), {}, {}, {}
+    record = train.Record(config)
+    returns, losses, seconds = {}, {}, {}
     for method in config.methods:
         before, play = time.perf_counter(), run(config, method)
         found = [jax.device_get(play(seed)) for seed in config.seeds]
@@ -139,20 +139,17 @@ def main(config: Config) -> dict:
         for name, values in one_step.items()
         if name != "pretraining"
     }
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "seconds by method, shared machine": seconds,
-        "bars": BARS,
-        "returns by inner steps, per seed": returns,
-        "reached, per seed": reached,
-        "losses": losses,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write(
+        {
+            "seconds by method, shared machine": seconds,
+            "bars": BARS,
+            "returns by inner steps, per seed": returns,
+            "reached, per seed": reached,
+            "losses": losses,
+        }
+    )
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -169,8 +166,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
     left.set(xlabel="inner steps", ylabel="return on new goals")
     left.legend(frameon=False, fontsize="small")
     right.set(xlabel="outer step", ylabel="discounted return in training")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ Writes results/preconditioned.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -32,7 +31,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, data, tasks, train  # noqa: E402
+from metaopt import algorithms, core, data, eval, tasks, train  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +108,12 @@ LEARNERS = {
 }
 POINTS = core.Split(jnp.zeros(10), jnp.zeros(10))
 TEST_POINTS = core.Split(jnp.zeros(10), jnp.zeros(50))
+# After 5 steps.
+BARS = {
+    "MAML": {"at most": 0.25},
+    "meta-curvature": {"at most": 0.03, "of MAML": 0.2},
+    "NPBML": {"of MAML": 0.25},
+}
 
 
 def meta_train(cfg: Config, name: str, key):
@@ -160,32 +165,14 @@ def run_learner(cfg: Config, name: str) -> tuple[dict, np.ndarray]:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results after every learner and returns them."""
-    start, record = time.perf_counter(), {}
+    record, found = train.Record(config), {}
     results, curves = {}, {}
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     for name in config.learners:
         results[name], curve = run_learner(config, name)
         curves[name] = [float(x.mean()) for x in np.array_split(curve, min(60, len(curve)))]
-        record = _record(config, results, curves, time.perf_counter() - start)
-        train.write_json(config.out, record)
-        _figure(record, config.out)
-    return record
-
-
-def _record(config: Config, results: dict, curves: dict, seconds: float) -> dict:
-    return {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(seconds, 1),
-        "process seconds": round(time.process_time(), 1),
-        "bars, 5 steps": {
-            "MAML": {"at most": 0.25},
-            "meta-curvature": {"at most": 0.03, "of MAML": 0.2},
-            "NPBML": {"of MAML": 0.25},
-        },
-        "results": results,
-        "curves": curves,
-    }
+        found = record.write({"bars, 5 steps": BARS, "results": results, "curves": curves})
+        _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -201,8 +188,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
     axes.set(yscale="log", ylim=(5e-3, 10.0))
     axes.set(xlabel="outer updates", ylabel="query loss after 5 steps")
     axes.legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

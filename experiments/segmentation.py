@@ -18,8 +18,6 @@ Writes results/segmentation.json and a figure beside it.
 import dataclasses
 import functools
 import pathlib
-import platform
-import time
 from typing import Any
 
 from metaopt import doctor
@@ -31,7 +29,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, tasks, train  # noqa: E402
+from metaopt import algorithms, eval, tasks, train  # noqa: E402
 from metaopt import eval as evaluation  # noqa: E402
 
 STARTS = ("random", "first-order MAML", "Reptile")
@@ -98,7 +96,7 @@ def meta_train(cfg: Config, family, start: str):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    begun, busy = time.perf_counter(), time.process_time()
+    record = train.Record(config)
     family = tasks.shape_segmentation(channels=config.channels)
     curves = functools.partial(
         algorithms.adaptation_curves,
@@ -146,19 +144,9 @@ def main(config: Config) -> dict:
                 }
             )
             print({k: v for k, v in rows[-1].items() if "curve" not in k}, flush=True)
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - begun, 1),
-        "processor_seconds": round(time.process_time() - busy, 1),
-        "runs": rows,
-        "gains": gains(rows),
-        "bars": BARS,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config)
-    return record
+    found = record.write({"runs": rows, "gains": gains(rows), "bars": BARS})
+    _figure(found, config)
+    return found
 
 
 def gains(rows: list[dict]) -> dict:
@@ -195,8 +183,7 @@ def _figure(record: dict, config: Config) -> None:
         axes.set(xlabel="steps of adaptation", title=f"{name} learning rate")
     plots[0].set(ylabel="overlap on new tasks")
     plots[0].legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(config.out.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, config.out)
 
 
 if __name__ == "__main__":

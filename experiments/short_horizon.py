@@ -17,8 +17,6 @@ Writes results/short_horizon.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -30,7 +28,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import core, estimators, learned, train  # noqa: E402
+from metaopt import core, estimators, eval, learned, train  # noqa: E402
 
 CURVATURES = np.geomspace(1, 0.01, 20)
 START = 3.0
@@ -116,7 +114,8 @@ def trained_rates(cfg: Config, horizon: int) -> list[float]:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start, rows = time.perf_counter(), {}
+    record = train.Record(config)
+    rows = {}
     for horizon in config.horizons:
         best = float(GRID[np.argmin([expected_loss(rate, horizon) for rate in GRID])])
         rates = trained_rates(config, horizon)
@@ -129,23 +128,20 @@ def main(config: Config) -> dict:
         }
     best, losses = ([x[k] for x in rows.values()] for k in ("best rate", "loss with it"))
     off = [abs(x) for row in rows.values() for x in row["grid steps off, per seed"]]
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "results by horizon": rows,
-        "ratio of first to last loss": losses[0] / losses[-1],
-        "reached": {
-            "rates fall": bool(np.all(np.diff(best) <= 0)),
-            "losses fall": bool(np.all(np.diff(losses) <= 0)),
-            "ratio": bool(losses[0] / losses[-1] >= RATIO_BAR),
-            "trained within one grid step": bool(max(off) <= 1),
-        },
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config)
-    return record
+    found = record.write(
+        {
+            "results by horizon": rows,
+            "ratio of first to last loss": losses[0] / losses[-1],
+            "reached": {
+                "rates fall": bool(np.all(np.diff(best) <= 0)),
+                "losses fall": bool(np.all(np.diff(losses) <= 0)),
+                "ratio": bool(losses[0] / losses[-1] >= RATIO_BAR),
+                "trained within one grid step": bool(max(off) <= 1),
+            },
+        }
+    )
+    _figure(found, config)
+    return found
 
 
 def _figure(record: dict, config: Config) -> None:
@@ -160,8 +156,7 @@ def _figure(record: dict, config: Config) -> None:
     axes.set(xscale="log", yscale="log", xlabel="learning rate")
     axes.set(ylabel=f"loss after {config.num_steps} steps")
     axes.legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(config.out.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, config.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ Every method trains for all seeds at once, vectorised. Writes results/sinusoids.
 import dataclasses
 import os
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -35,7 +34,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, tasks, train, tree  # noqa: E402
+from metaopt import algorithms, core, eval, tasks, train, tree  # noqa: E402
 
 SUPPORT, QUERY, TEST_QUERY = 10, 10, 50
 
@@ -200,7 +199,8 @@ def judge(results: dict) -> list[dict]:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    begin, results = time.perf_counter(), {}
+    record = train.Record(config)
+    results = {}
     for name in config.methods:
         theta, milliseconds = meta_train(config, name)
         errors = test_errors(config, name, theta)
@@ -213,17 +213,9 @@ def main(config: Config) -> dict:
             "ms": milliseconds,
         }
         print(f"{name:18s} {np.mean(errors['5']):.4f} {milliseconds:.2f} ms", flush=True)
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - begin, 1),
-        "bars": judge(results),
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"bars": judge(results), "results": results})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -239,8 +231,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         axes.fill_between(steps, low, high, alpha=0.2, lw=0, color=color)
     axes.set(yscale="log", xlabel="adaptation steps", ylabel="mean squared error of 400 tasks")
     axes.legend(frameon=False, fontsize="x-small", ncols=2)
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

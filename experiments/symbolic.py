@@ -21,7 +21,6 @@ Writes results/symbolic.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
 import time
 
 from metaopt import doctor
@@ -210,7 +209,7 @@ def choose(config: Config, problem, ranking) -> int:
 
 def main(config: Config) -> dict:
     """Searches, compares, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     problem = next(iter(problems(config).values()))
     programs = {name: learned.program(name, length=config.length) for name in KNOWN}
     searches = {}
@@ -235,17 +234,9 @@ def main(config: Config) -> dict:
             "process seconds": round(seconds[1], 1),
         }
         print(seed, {k: v for k, v in searches[str(seed)].items() if k != "best_scores"})
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "searches": searches,
-        "comparison": compare(config, programs),
-    }
-    record["seconds"] = round(time.perf_counter() - start, 1)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write({"searches": searches, "comparison": compare(config, programs)})
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -268,8 +259,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
     right.set_xticks(range(len(comparison)), [x.replace(", ", ",\n") for x in comparison])
     right.set(ylabel="mean loss over SGD's, each tuned")
     right.legend(frameon=False, fontsize="small", ncols=2)
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

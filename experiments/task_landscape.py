@@ -19,8 +19,6 @@ Writes results/task_landscape.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 
 from metaopt import doctor
 
@@ -32,7 +30,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, train  # noqa: E402
+from metaopt import algorithms, core, eval, train  # noqa: E402
 
 INNER_RATE = 0.9
 BARS = {"0, 0.5": ("at most", 1.2), "5, 0.5": ("at least", 3.0), "5, 5": ("at most", 1.2),
@@ -116,7 +114,7 @@ def descend(config: Config, inner_rate: float, outer_rate: float):
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    start = time.perf_counter()
+    record = train.Record(config)
     problems = {
         (case, seed): make_tasks(config, *case, seed)
         for case in config.cases
@@ -148,17 +146,14 @@ def main(config: Config) -> dict:
         results[", ".join(f"{x:g}" for x in case)] = {
             name: [entry[name] for entry in found] for name in found[0]
         }
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - start, 1),
-        "bars on the ratio": {case: BARS[case] for case in results},
-        "results": results,
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write(
+        {
+            "bars on the ratio": {case: BARS[case] for case in results},
+            "results": results,
+        }
+    )
+    _figure(found, config.out)
+    return found
 
 
 def _figure(record: dict, path: pathlib.Path) -> None:
@@ -177,8 +172,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
              xlabel="distance of the hard tasks, their spread")  # fmt: skip
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

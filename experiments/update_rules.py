@@ -20,20 +20,18 @@ Cells that are there are not computed again. Writes results/update_rules.json an
 
 import dataclasses
 import pathlib
-import platform
 
 from metaopt import doctor
 
 doctor.guard_cpu()
 doctor.enable_compilation_cache()
 
-import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
+from metaopt import eval, optimizers, train  # noqa: E402
 from metaopt import eval as evaluation  # noqa: E402
-from metaopt import optimizers, train  # noqa: E402
 
 TASKS = ("logistic", "mlp_four_layers", "autoencoder", "gru", "diabetes", "rosenbrock_20")
 
@@ -134,6 +132,7 @@ class Config:
 
 def main(config: Config) -> dict:
     """Computes what is missing, writes the results and returns them."""
+    record = train.Record(config)
     chosen = [x for x in contenders() if not config.rules or x.name in config.rules]
     settings = evaluation.SuiteSettings(
         num_values=config.num_values,
@@ -149,20 +148,10 @@ def main(config: Config) -> dict:
         on_report=print,
     )
     rows = {name: _row(entry) for name, entry in scores["contenders"].items()}
-    fields = dataclasses.asdict(config)
-    record = {
-        "config": {k: v for k, v in fields.items() if k not in ("cells", "out")},
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "optax": optax.__version__,
-        },
-        "results": dict(sorted(rows.items(), key=lambda item: -item[1]["geometric mean"])),
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config)
-    return record
+    ranked = sorted(rows.items(), key=lambda item: -item[1]["geometric mean"])
+    found = record.write({"results": dict(ranked)})
+    _figure(found, config)
+    return found
 
 
 def _row(entry: dict) -> dict:
@@ -204,8 +193,7 @@ def _figure(record: dict, config: Config) -> None:
     bar = canvas.colorbar(image, ticks=[-2, -1, 0, 1, 2], pad=0.02)
     bar.ax.set_yticklabels(["≤ ¼", "½", "1", "2", "≥ 4"])
     bar.set_label("speed-up over tuned AdamW, in steps")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(config.out.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, config.out)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ Writes results/visual_prompts.json and a figure beside it.
 
 import dataclasses
 import pathlib
-import platform
-import time
 from typing import NamedTuple
 
 from metaopt import doctor
@@ -31,7 +29,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 import tyro  # noqa: E402
 
-from metaopt import algorithms, core, data, train  # noqa: E402
+from metaopt import algorithms, core, data, eval, train  # noqa: E402
 
 SHAPE = (16, 16, 1)
 RATES = tuple(10 ** (k / 2) for k in range(-6, 1))
@@ -229,7 +227,7 @@ class Bench:
 
 def main(config: Config) -> dict:
     """Runs everything, writes the results and returns them."""
-    begun, busy = time.perf_counter(), time.process_time()
+    record = train.Record(config)
     bench, runs = Bench(config), []
     for seed in config.seeds:
         key_pools, *keys, key_rates, key_mixed = jax.random.split(jax.random.key(seed), 5)
@@ -252,20 +250,16 @@ def main(config: Config) -> dict:
         print({k: v for k, v in run.items() if k not in rates}, rates, flush=True)
     after = {k: np.array([x[k]["curve"][config.judged] for x in runs]) for k in rates}
     gains = (after["meta-prompt"] - after["zero"]).tolist()
-    record = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "out"},
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "seconds": round(time.perf_counter() - begun, 1),
-        "processor_seconds": round(time.process_time() - busy, 1),
-        "runs": runs,
-        "gains": gains,
-        "bar": BAR,
-        "reached": bool(np.mean(gains) >= BAR),
-    }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    train.write_json(config.out, record)
-    _figure(record, config.out)
-    return record
+    found = record.write(
+        {
+            "runs": runs,
+            "gains": gains,
+            "bar": BAR,
+            "reached": bool(np.mean(gains) >= BAR),
+        }
+    )
+    _figure(found, config.out)
+    return found
 
 
 def _pools(cfg: Config, key) -> core.Split:
@@ -292,8 +286,7 @@ def _figure(record: dict, path: pathlib.Path) -> None:
         axes.fill_between(np.arange(curves.shape[1]), curves.min(0), curves.max(0), alpha=0.2)
     axes.set(xlabel="steps of the prompt", ylabel="accuracy in new domains (%)")
     axes.legend(frameon=False, fontsize="small")
-    for suffix in (".png", ".svg"):
-        canvas.savefig(path.with_suffix(suffix), dpi=160)
+    eval.save_figure(canvas, path)
 
 
 if __name__ == "__main__":

@@ -1029,7 +1029,7 @@ _EXEMPT = {
     """,
     "reads or writes files": """
         train.load_theta train.open_folder train.plot_runs train.read_metrics train.run_curves
-        train.run_status train.save_theta train.write_json
+        train.Record train.run_status train.save_theta train.write_json eval.save_figure
         learned.load learned.pretrained learned.pretrained_card learned.pretrained_names
         learned.save learned.weights_info tree.from_named tree.named tree.read_arrays
         tree.write_arrays

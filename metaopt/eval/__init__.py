@@ -13,6 +13,7 @@ from metaopt.eval._diagnose import (
     diagnose,
     standard_estimators,
 )
+from metaopt.eval._drawing import save_figure
 from metaopt.eval._lyapunov import lyapunov
 from metaopt.eval._metrics import (
     Interval,
@@ -91,6 +92,7 @@ __all__ = [
     "roughness",
     "run_suite",
     "sample_estimator",
+    "save_figure",
     "smooth",
     "smoothed",
     "speedup_over",

@@ -26,13 +26,21 @@ def plain(value: Any) -> Any:
     return value
 
 
-def save(canvas: "Figure", path: str | Path) -> tuple[Path, Path]:
-    """Writes a PNG and an SVG; directories are created. Returns both paths."""
+def save_figure(canvas: "Figure", path: str | Path) -> tuple[Path, Path]:
+    """Writes a figure as PNG and SVG, the same files for the same figure.
+
+    Args:
+        canvas: a figure of matplotlib.
+        path: where to; its suffix is replaced, folders are created, older files are replaced.
+
+    Returns:
+        The paths of both files.
+    """
     from matplotlib import rc_context
 
     png, svg = Path(path).with_suffix(".png"), Path(path).with_suffix(".svg")
     png.parent.mkdir(parents=True, exist_ok=True)
-    # A fixed salt and no date: the same results give the same file.
+    # A fixed salt and no date.
     with rc_context({"svg.hashsalt": "metaopt"}):
         canvas.savefig(png, dpi=200)
         canvas.savefig(svg, metadata={"Date": None})

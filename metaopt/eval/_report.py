@@ -14,7 +14,7 @@ from metaopt.eval._diagnosis_report import (
     diagnosis_json,
     diagnosis_table,
 )
-from metaopt.eval._drawing import COLOURS, plain, save
+from metaopt.eval._drawing import COLOURS, plain, save_figure
 from metaopt.eval._metrics import smooth
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def figure(
     if not isinstance(results, Comparison | Diagnosis) and "estimators" in results:
         results = diagnosis_from_json(results)
     if isinstance(results, Diagnosis):
-        return save(diagnosis_figure(results, title=title), path)
+        return save_figure(diagnosis_figure(results, title=title), path)
 
     record = to_json(results) if isinstance(results, Comparison) else results
     num_steps = record["protocol"]["num_steps"]
@@ -176,7 +176,7 @@ def figure(
     canvas.legend(loc="outside right upper", frameon=False)
     if title is not None:
         axes.set_title(title, loc="left")
-    return save(canvas, path)
+    return save_figure(canvas, path)
 
 
 def _draw(axes, contender, colour, *, dashed):

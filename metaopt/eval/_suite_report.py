@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metaopt.eval._drawing import COLOURS, save
+from metaopt.eval._drawing import COLOURS, save_figure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +87,7 @@ def suite_figure(
     right[1].set_yticklabels([])
     if title is not None:
         canvas.suptitle(title, x=0.01, ha="left")
-    return save(canvas, path)
+    return save_figure(canvas, path)
 
 
 def _draw_cells(axes, summary, names, tasks):

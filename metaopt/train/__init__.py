@@ -6,6 +6,7 @@ from metaopt.train._loop import Compiled, Probe, TrainResult, compile_step, meta
 from metaopt.train._mesh import task_sharding
 from metaopt.train._metrics import Metrics, read_metrics
 from metaopt.train._plot import RunCurves, plot_runs, run_curves
+from metaopt.train._record import Record
 from metaopt.train._run_folder import (
     RunError,
     RunFolderError,
@@ -25,6 +26,7 @@ __all__ = [
     "Membership",
     "Metrics",
     "Probe",
+    "Record",
     "RunCurves",
     "RunError",
     "RunFolderError",

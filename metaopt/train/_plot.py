@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metaopt.eval import smooth
-from metaopt.eval._drawing import COLOURS, save
+from metaopt.eval._drawing import COLOURS, save_figure
 from metaopt.train._metrics import read_metrics
 
 _STYLES = ("-", "--", ":", "-.")
@@ -87,7 +87,7 @@ def plot_runs(
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small", frameon=False)
-    return save(canvas, pathlib.Path(path))
+    return save_figure(canvas, pathlib.Path(path))
 
 
 def _column(lines, name) -> tuple[np.ndarray, np.ndarray]:
