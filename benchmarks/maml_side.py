@@ -1,9 +1,10 @@
 """Times one second-order MAML meta-step in JAX: our side of `maml.py`, which starts it.
 
-`metaopt` is `metaopt.algorithms.maml` and an Adam step in one compiled call; it draws its tasks
-from those of the shared file. The hand-written programs take all tasks of the file as arrays:
-`jax hand` is `jit(vmap(scan))`; for images it maps over tasks, unrolls the inner steps and writes
-convolutions as matrix products, and `jax obvious` is `jit(vmap(scan))` with XLA's convolution.
+`metaopt` is `metaopt.algorithms.maml` and an Adam step in one compiled call, with the convolutions
+of `metaopt.tasks`; it draws its tasks from those of the shared file. The hand-written programs take
+all tasks of the file as arrays: `jax hand` is `jit(vmap(scan))`; for images it maps over tasks,
+unrolls the inner steps and writes convolutions as matrix products, and `jax obvious` is
+`jit(vmap(scan))` with XLA's convolution.
 """
 
 import functools
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt import algorithms, core
+from metaopt import algorithms, core, tasks
 
 LEARNING_RATE = 1e-3
 
@@ -61,6 +62,11 @@ def loss(params, x, y, convolve=nine_slices):
     return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
 
 
+def convolve(x, w):
+    """That of metaopt."""
+    return tasks.convolve(x, w, stride=1)
+
+
 def family(num_tasks: int) -> core.TaskFamily:
     """The tasks of the file; a task is its index, and its batch lies ready."""
 
@@ -71,21 +77,20 @@ def family(num_tasks: int) -> core.TaskFamily:
         sample=lambda key: jax.random.randint(key, (), 0, num_tasks),
         init=lambda task, key: (),
         batch=batch,
-        loss=lambda params, task, batch, key: (loss(params, *batch), ()),
+        loss=lambda params, task, batch, key: (loss(params, *batch, convolve), ()),
     )
 
 
 def with_metaopt(theta, pools, s):
     """The library."""
     num_tasks = len(pools.inner[0])
-    images = s["problem"] == "images"
     estimator = algorithms.maml(
         family(num_tasks),
         optax.sgd(s["inner_lr"]),
         num_steps=s["steps"],
         num_tasks=num_tasks,
-        tasks_at_once=1 if images else None,
-        loop="unrolled" if images else "scan",
+        # All at once, what is between the convolutions of images leaves the cache.
+        tasks_at_once=1 if s["problem"] == "images" else None,
     ).estimator
 
     def gradient(theta, key):

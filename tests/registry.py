@@ -445,6 +445,11 @@ def scaled(theta: jax.Array | Any, *, factor: core.Scalar = 2.0) -> jax.Array:
     return factor * theta
 
 
+def convolved():
+    """An image that is its own kernel."""
+    return partial(tasks.convolve, stride=2), (jnp.ones((3, 3, 2, 2)) / 7, jnp.ones((3, 3, 2, 2)))
+
+
 def measurements():
     """Differentiated by the noise."""
 
@@ -464,6 +469,7 @@ FUNCTION_ROWS = [
     row("algorithms.mutate", lambda: of_adam_program(algorithms.mutate, jax.random.key(0))),
     row("learned.train_only learned.celo_trainable", partial_updates),
     row("core.checked", lambda: (core.checked(scaled), (theta(),))),
+    row("tasks.convolve", convolved),
     row("tasks.environment_pool tasks.oscillator tasks.point_charges", measurements),
     row("core.loss_functions", second_order),
     row("core.keep_finite", lambda: (core.keep_finite, (jnp.array(0.5), ()))),

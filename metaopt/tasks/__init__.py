@@ -33,6 +33,7 @@ from metaopt.tasks._cart_pole import CartPoleTask, cart_pole
 from metaopt.tasks._catch import catch
 from metaopt.tasks._classification import Metrics, classification
 from metaopt.tasks._convnet import convnet
+from metaopt.tasks._convolution import convolve
 from metaopt.tasks._coordinate_images import (
     CoordinateTask,
     FieldNetwork,
@@ -143,6 +144,7 @@ __all__ = [
     "classification",
     "clip_classification",
     "convnet",
+    "convolve",
     "coordinate_images",
     "environment_pool",
     "environments",

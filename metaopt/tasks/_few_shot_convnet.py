@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from metaopt.core import Data, Params, Split, TaskFamily, checked
 from metaopt.data._check import at_least_one
-from metaopt.tasks._convnet import convolve
+from metaopt.tasks._convolution import convolve
 from metaopt.tasks._few_shot import SupportedBatch, few_shot_family
 
 BatchStatistics = Literal["transductive", "support", "running"]

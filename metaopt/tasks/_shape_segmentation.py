@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from metaopt.core import TaskFamily, checked
 from metaopt.data import Pool
 from metaopt.data._check import at_least_one
-from metaopt.tasks._convnet import convolve
+from metaopt.tasks._convolution import convolve
 
 _HARMONICS = np.array([2, 3, 4])
 _SPREAD = np.array([0.35, 0.25, 0.15])

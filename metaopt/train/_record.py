@@ -9,18 +9,17 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-import metaopt
 from metaopt.train._run_folder import write_json
 
+_FOLDER = pathlib.Path(__file__).parents[1]
 _PACKAGES = ("metaopt", "jax", "jaxlib", "optax")
 
 
 def _provenance() -> dict[str, Any]:
     """The code, of a checkout with its commit, and the machine."""
-    package = pathlib.Path(metaopt.__file__).parent
 
     def git(*arguments):
-        command = ["git", "-C", str(package), *arguments]
+        command = ["git", "-C", str(_FOLDER), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):

@@ -148,6 +148,11 @@ def _operations(jaxpr) -> tuple[int, bool]:
             out_channels = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * outputs[0].aval.size * kernel.size // out_channels
             convolves = True
+        elif name == "convolution_of_tasks":  # See metaopt.tasks.convolve.
+            places = {"outputs": (2, 1), "images": (0, 1), "kernel": (1, 2)}
+            arrays = [v.aval for v in (*eqn.invars, *outputs)]
+            result, kernel = (arrays[i] for i in places[eqn.params["wanted"]])
+            total += 2 * result.size * kernel.size // (kernel.shape[0] * kernel.shape[-1])
         for inner in jax.tree.leaves(tuple(eqn.params.values()), is_leaf=_is_program):
             if _is_program(inner):
                 operations, inside = _operations(getattr(inner, "jaxpr", inner))

@@ -48,7 +48,7 @@ def test_a_copy_in_a_checkout_of_something_else_has_no_commit(tmp_path, monkeypa
     file = tmp_path / "site-packages" / "metaopt" / "__init__.py"
     file.parent.mkdir(parents=True)
     file.touch()
-    monkeypatch.setattr(metaopt, "__file__", str(file))
+    monkeypatch.setattr("metaopt.train._record._FOLDER", file.parent)
     contents = train.Record(Config(tmp_path / "results.json")).write({})
     assert contents["commit"] is None
     assert contents["uncommitted_changes"] is None

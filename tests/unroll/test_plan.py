@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metaopt import tasks
 from metaopt.core import StepInfo
 from metaopt.unroll._plan import Plan, make_plan, step_cost
 
@@ -40,6 +41,16 @@ def test_state_and_operations_of_a_step_are_counted():
     # Forward and by the parameters in each layer, by the input in all but the first.
     assert cost.operations == (3 + 3 + 2) * 2 * 16 * 8 * 8
     assert not cost.convolves
+
+
+def test_operations_of_convolutions_are_counted():
+    def step(theta, kernel, images):
+        return jax.grad(lambda w: theta * jnp.sum(tasks.convolve(images, w, stride=2) ** 2))(kernel)
+
+    shapes = ((), (3, 3, 2, 5), (4, 8, 6, 2))
+    args = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    # Forward and by the kernel: 4 images of 4 x 3 pixels and 5 channels, 9 x 2 terms of each.
+    assert step_cost(lambda *a: (step(*a), None), *args).operations == 2 * 2 * 4 * 4 * 3 * 5 * 9 * 2
 
 
 def test_what_a_backward_pass_keeps_is_counted_once_and_without_what_is_the_same_in_every_step():
