@@ -97,7 +97,8 @@ def test_before_the_first_step_are_the_running_statistics_and_serve_a_family_wit
     at = lambda k: jax.tree.map(lambda x: x[k], found.params["statistics"])  # noqa: E731
     assert relative_error(at(0), plain["statistics"]) < 1e-5
     assert relative_error(at(1), at(0)) > 1e-2
-    np.testing.assert_array_equal(ravel(adapted["statistics"]), ravel(at(1)))
+    # The same numbers, but for what XLA computes twice.
+    np.testing.assert_allclose(ravel(adapted["statistics"]), ravel(at(1)), rtol=1e-6)
     assert relative_error(adapted["head"]["w"], theta.params["head"]["w"]) > 1e-3
     with pytest.raises(ValueError, match="step_statistics: theta has statistics already"):
         step_statistics(family, num_steps=1)(found, pools(), jax.random.key(0))
