@@ -1,9 +1,9 @@
 """Learned initial weights for segmentation, and the search for how to adapt them.
 
 Command:   python experiments/segmentation.py
-Hardware:  one core of an x86-64 CPU; two to three minutes.
+Hardware:  one core of an x86-64 CPU; two minutes.
 Expected:  learned weights 0.15 and more above random ones after 10 steps at the rate of
-           meta-training (bar 0.1), 0.01 to 0.08 above them where both are searched; the search
+           meta-training (bar 0.1), 0.03 to 0.08 above them where both are searched; the search
            gives random weights 0.12 and more, learned ones nothing that is sure (bar 0.02)
 
 Shapes against clutter, five masks to adapt to (`metaopt.tasks.shape_segmentation`). Initial weights
