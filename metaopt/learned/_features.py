@@ -123,11 +123,10 @@ def factored_zeros(param: Array, num: int) -> Factored:
         return Factored(row=zeros(param, num), col=jnp.zeros((num, 1), working_dtype(param)))
 
     second, longest = factored_axes(param.shape)
-    planes = zeros(param, num)
-    return Factored(
-        row=jnp.sum(planes, axis=longest + 1, keepdims=True),
-        col=jnp.sum(planes, axis=second + 1, keepdims=True),
+    row, col = (
+        jnp.sum(jnp.zeros_like(param), axis=axis, keepdims=True) for axis in (longest, second)
     )
+    return Factored(zeros(row, num), zeros(col, num))
 
 
 def factored_update(moment: Factored, grad: Array, decays: Array | tuple[float, ...]) -> Factored:

@@ -22,6 +22,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from metaopt.core import checked
+
 # The arrays that the wanted one is made of, and the axes they have to themselves: the n examples,
 # i channels of images and o channels of outputs, behind the axis of tasks.
 OPERANDS = {
@@ -36,6 +38,7 @@ LARGE = 2**18
 kernel always is."""
 
 
+@checked
 def convolve(
     images: Float[Array, "n h w inputs"],
     kernel: Float[Array, "3 3 inputs outputs"],

@@ -37,7 +37,11 @@ def _provenance() -> dict[str, Any]:
 
 
 class Record:
-    """The results file of a script, begun before its work: files change, and clocks run."""
+    """The results file of a script, begun before its work: files change, and clocks run.
+
+    Commit and times are of this run of the script; parts that it keeps from an earlier one are
+    older.
+    """
 
     def __init__(self, config: Any):
         """Notes settings, commit and time.

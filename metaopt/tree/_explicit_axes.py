@@ -20,7 +20,11 @@ def place_state(state: PyTree, params: PyTree) -> PyTree:
     A loop keeps the types of its state then, as `with_automatic_axes` returns them.
     """
     mesh = _explicit_mesh(params)
-    return state if mesh is None else _place(mesh, state, params)
+    if mesh is None:
+        return state
+    leaves, treedef = jax.tree.flatten(state)
+    placed = iter(_place(mesh, [x for x in leaves if _is_off_mesh(x)], params))
+    return treedef.unflatten(next(placed) if _is_off_mesh(x) else x for x in leaves)
 
 
 def with_automatic_axes(update: Callable) -> Callable:
@@ -55,9 +59,9 @@ def with_automatic_axes(update: Callable) -> Callable:
 
 
 @partial(jax.jit, static_argnums=0, keep_unused=True)
-def _place(mesh, state, params):
+def _place(mesh, arrays, params):
     del params  # but for the devices, which jit takes from its arguments
-    return jax.tree.map(lambda x: jax.sharding.reshard(x, _sharding(mesh, x)), state)
+    return [jax.sharding.reshard(x, _sharding(mesh, x)) for x in arrays]
 
 
 def _explicit_mesh(tree: PyTree) -> AbstractMesh | None:
@@ -66,9 +70,13 @@ def _explicit_mesh(tree: PyTree) -> AbstractMesh | None:
     return next((mesh for mesh in meshes if mesh.explicit_axes), None)
 
 
+def _is_off_mesh(x: Array) -> bool:
+    return jax.typeof(x).sharding.mesh.empty
+
+
 def _sharding(mesh: AbstractMesh, x: Array) -> NamedSharding:
     own = jax.typeof(x).sharding
-    return NamedSharding(mesh, PartitionSpec() if own.mesh.empty else own.spec)
+    return NamedSharding(mesh, PartitionSpec() if _is_off_mesh(x) else own.spec)
 
 
 def _is_array(leaf) -> bool:

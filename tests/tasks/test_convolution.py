@@ -158,6 +158,8 @@ def test_wrong_shapes_are_refused():
             convolve(*wrong[:2], stride=wrong[2])
     with pytest.raises(ValueError, match="stride 0"):
         convolve(images, kernel, stride=0)
+    with pytest.raises(TypeError, match="convolve: stride"):
+        convolve(images, kernel, stride=1.5)  # pyright: ignore[reportArgumentType]
 
 
 def share_of_work():
